@@ -1,0 +1,88 @@
+"""Which requests may enter: those that could ever fit, while the queues are not full."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from epdjax.serving.blocks import blocks_for
+from epdjax.serving.buckets import Buckets
+from epdjax.serving.errors import Overloaded, TooLong
+from epdjax.serving.ledger import Ledger
+from epdjax.serving.request import RequestSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits and policies.
+
+    Attributes:
+        buckets: shapes that work must fit.
+        block_size, mm_block_size: tokens per KV and per MM block.
+        max_model_len: longest prompt and answer together, tokens.
+        max_requests: live requests; beyond them a request is refused.
+        max_queued_units: encode units not yet encoded; likewise.
+        max_queued_bytes: host bytes of media not yet encoded; likewise.
+        order: name in `policies.ORDERS`.
+        assignment: name in `policies.ASSIGNMENTS`, for every stage.
+    """
+
+    buckets: Buckets
+    block_size: int = 16
+    mm_block_size: int = 16
+    max_model_len: int = 2048
+    max_requests: int = 1024
+    max_queued_units: int = 8192
+    max_queued_bytes: int = 4 << 30
+    order: str = "fcfs"
+    assignment: str = "least-loaded"
+
+
+@dataclasses.dataclass
+class Queued:
+    """Media that wait to be encoded."""
+
+    units: int = 0
+    media_bytes: int = 0
+
+
+def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Ledger]) -> None:
+    """Refuse what no instance could ever hold.
+
+    Raises:
+        TooLong: says which limit, and what to change.
+    """
+    if spec.prompt_tokens + spec.max_tokens > config.max_model_len:
+        raise TooLong(
+            f"the prompt has {spec.prompt_tokens} tokens and the answer may have {spec.max_tokens}, together more than "
+            f"the context of {config.max_model_len}; shorten the prompt, send fewer or smaller pictures, or lower "
+            "max_tokens"
+        )
+    prefillers = [ledger for ledger in ledgers if ledger.performs("P")]
+    if not any(ledger.could_prefill(spec) for ledger in prefillers):
+        mm = max(ledger.pools["mm"].capacity for ledger in prefillers)
+        kv = max(ledger.pools["kv"].capacity for ledger in prefillers)
+        raise TooLong(
+            f"the prompt needs {prefillers[0].mm_need(spec)} MM blocks and "
+            f"{blocks_for(spec.prompt_tokens, config.block_size)} KV blocks; a prefill instance has {mm} and {kv}; "
+            "send fewer pictures, or restart with larger --mm-blocks and --kv-blocks"
+        )
+    decoders = [ledger for ledger in ledgers if ledger.performs("D")]
+    if not any(ledger.could_decode(spec) for ledger in decoders):
+        raise TooLong(
+            f"prompt and answer need {blocks_for(spec.total_tokens, config.block_size)} KV blocks and a decode instance "
+            f"has {max(ledger.pools['kv'].capacity for ledger in decoders)}; lower max_tokens, or restart with larger "
+            "--kv-blocks"
+        )
+
+
+def check_load(spec: RequestSpec, config: SchedulerConfig, live_requests: int, queued: Queued) -> None:
+    """Refuse what the queues have no room for now.
+
+    Raises:
+        Overloaded: says which queue is full.
+    """
+    if live_requests >= config.max_requests:
+        raise Overloaded(f"{config.max_requests} requests are being served; try again", retry_after_s=1.0)
+    if spec.unit_tokens and queued.units + len(spec.unit_tokens) > config.max_queued_units:
+        raise Overloaded(f"{queued.units} encode units are queued; try again", retry_after_s=1.0)
+    if spec.media_bytes and queued.media_bytes + spec.media_bytes > config.max_queued_bytes:
+        raise Overloaded(f"{queued.media_bytes >> 20} MiB of media are queued; try again", retry_after_s=1.0)

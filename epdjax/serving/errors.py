@@ -1,0 +1,58 @@
+"""What can go wrong with a request, in words its sender can act on. Each error costs only its own request."""
+
+
+class RequestError(Exception):
+    """A request that gets no answer; `status` and `code` are what an OpenAI-style error response carries."""
+
+    status = 400
+    code = "invalid_request"
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    """Something in the request is wrong: the message names it and says what to change."""
+
+
+class MediaError(RequestError):
+    """A picture (later: video, audio) that cannot be fetched, decoded or afforded."""
+
+    code = "invalid_media"
+
+
+class TooLong(RequestError):
+    """The prompt, or prompt and answer together, can never fit the limits of this deployment."""
+
+    code = "context_length_exceeded"
+
+
+class Overloaded(RequestError):
+    """Every queue is bounded, and this one is full."""
+
+    status = 429
+    code = "overloaded"
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ServiceUnavailable(RequestError):
+    """The engine is shutting down, or nothing is left that could serve a stage."""
+
+    status = 503
+    code = "service_unavailable"
+    kind = "server_error"
+
+
+class StepFailed(RequestError):
+    """A step this request took part in raised on its device."""
+
+    status = 500
+    code = "step_failed"
+    kind = "server_error"

@@ -1,0 +1,81 @@
+"""A request as the scheduler sees it: sizes, state, and everything it holds."""
+
+import dataclasses
+import enum
+
+
+class State(enum.Enum):
+    """The life of a request; text-only requests start at `PREFILL_QUEUED`."""
+
+    WAITING = "waiting"  # has media; no instance chosen yet
+    ENCODING = "encoding"  # units outstanding, or their MM tokens on the way
+    PREFILL_QUEUED = "prefill_queued"
+    PREFILLING = "prefilling"
+    MOVE_QUEUED = "move_queued"  # prefilled; waits for room on a D instance
+    MOVING_KV = "moving_kv"
+    DECODING = "decoding"
+    FINISHED = "finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestSpec:
+    """What the scheduler must know of a request.
+
+    Attributes:
+        request_id: unique among live requests.
+        prompt_tokens: length of the expanded prompt, MM tokens included.
+        max_tokens: tokens to generate at most, at least 1.
+        unit_tokens: MM tokens that each encode unit makes, in prompt order.
+        media_bytes: host memory its media take until they are encoded.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    unit_tokens: tuple[int, ...] = ()
+    media_bytes: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """KV entries at the very most: the last generated token is never run."""
+        return self.prompt_tokens + self.max_tokens - 1
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """A live request: its place in the pipeline and its holdings. Only the scheduler changes it.
+
+    Attributes:
+        p_name, d_name: the instances chosen for it, or None.
+        mm_blocks: per unit, the MM blocks reserved on the P instance.
+        holdings: (instance, pool) -> blocks held there.
+        units_pending: units whose MM tokens are not on the P instance yet.
+        prefilled: prompt tokens whose prefill was started.
+        scheduled: answer tokens whose step was started (the first by prefill).
+        delivered: answer tokens whose step is finished.
+        in_flight: works now running that touch it; what it holds is given back only when none is.
+    """
+
+    spec: RequestSpec
+    arrived: float
+    order: int
+    state: State = State.WAITING
+    p_name: str | None = None
+    d_name: str | None = None
+    mm_blocks: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    holdings: dict[tuple[str, str], tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    units_pending: int = 0
+    prefilled: int = 0
+    scheduled: int = 0
+    delivered: int = 0
+    in_flight: int = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.spec.request_id
+
+    def kv_blocks(self, instance: str) -> tuple[int, ...]:
+        return self.holdings[instance, "kv"]
+
+    def slot(self, instance: str) -> int:
+        return self.holdings[instance, "slot"][0]

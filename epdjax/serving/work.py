@@ -1,0 +1,116 @@
+"""Work: the things the scheduler starts on instances. Plain data, the same for the live engine and for a simulator."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One encode unit of a request, by its index over all the request's media."""
+
+    request_id: str
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Encode `units` together on an E instance; the result stays there, staged, until it has been moved."""
+
+    work_id: int
+    instance: str
+    units: tuple[Unit, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitMove:
+    """Row `row` of a staged encode result goes to MM blocks `blocks` of the destination."""
+
+    unit: Unit
+    row: int
+    blocks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoveMM:
+    """Move the MM tokens that `encode_id` made from its E instance into the MM pool of a P instance."""
+
+    work_id: int
+    source: str
+    instance: str
+    encode_id: int
+    rows: tuple[UnitMove, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Prompt tokens ``start .. start + length`` of a request, in one row of a prefill.
+
+    The chunk that ends the prompt samples the first answer token into sequence slot `slot`.
+    """
+
+    request_id: str
+    start: int
+    length: int
+    is_last: bool
+    slot: int
+    kv_blocks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Run prompt chunks of several requests together on a P instance."""
+
+    work_id: int
+    instance: str
+    chunks: tuple[Chunk, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoveKV:
+    """Move a prefilled request's KV blocks and its first token from a P to a D instance."""
+
+    work_id: int
+    source: str
+    instance: str
+    request_id: str
+    source_blocks: tuple[int, ...]
+    blocks: tuple[int, ...]
+    source_slot: int
+    slot: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One row of a decode step: the token in `slot` is run at `position` and the next one sampled."""
+
+    request_id: str
+    slot: int
+    position: int
+    kv_blocks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """One step of decoding for every running sequence of a D instance."""
+
+    work_id: int
+    instance: str
+    sequences: tuple[Sequence, ...]
+
+
+Work = Encode | MoveMM | Prefill | MoveKV | Decode
+
+
+def request_ids(work: Work) -> tuple[str, ...]:
+    """The requests a work touches, each once, in order."""
+    match work:
+        case Encode(units=units):
+            ids = [unit.request_id for unit in units]
+        case MoveMM(rows=rows):
+            ids = [row.unit.request_id for row in rows]
+        case Prefill(chunks=chunks):
+            ids = [chunk.request_id for chunk in chunks]
+        case MoveKV(request_id=request_id):
+            ids = [request_id]
+        case Decode(sequences=sequences):
+            ids = [sequence.request_id for sequence in sequences]
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,215 @@
+"""The scheduler under random arrivals, aborts, completions and failures: its books balance and nothing waits for ever."""
+
+import collections
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from epdjax.serving.admission import SchedulerConfig
+from epdjax.serving.buckets import default_buckets
+from epdjax.serving.errors import Overloaded, TooLong
+from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.request import RequestSpec
+from epdjax.serving.scheduler import Scheduler
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
+
+BUCKETS = default_buckets(max_model_len=256, block_size=16, max_chunk=64, max_seqs=4, max_units=2)
+
+
+def make_scheduler(layout: str, **limits: int) -> Scheduler:
+    """A small deployment; `layout` lists the roles of its instances."""
+    instances = [
+        InstanceSpec(f"{roles}{i}", roles, kv_blocks=20, mm_blocks=24, slots=4, max_units=2, staging=2)
+        for i, roles in enumerate(layout.split())
+    ]
+    return Scheduler(SchedulerConfig(BUCKETS, max_model_len=256, **limits), instances)
+
+
+class Machine(RuleBasedStateMachine):
+    """Devices finish work in order, lane by lane; everything else comes at random."""
+
+    @initialize(
+        layout=st.sampled_from(
+            ["EPD", "E P D", "E PD", "EP D", "E E P P D D", "EPD EPD", "E P PD", "EP P D", "E EP P PD D", "E P ED"]
+        )
+    )
+    def begin(self, layout: str) -> None:
+        self.scheduler = make_scheduler(layout, max_requests=12, max_queued_units=40)
+        self.lanes: dict[tuple[str, str], collections.deque[Work]] = {}
+        self.now = 0.0
+        self.serial = 0
+        self.ended: dict[str, str] = {}
+        self.live: set[str] = set()
+        self.tokens: collections.Counter[str] = collections.Counter()
+        self.wanted: dict[str, int] = {}
+
+    def start(self) -> None:
+        self.now += 1
+        for work in self.scheduler.next_work(self.now):
+            lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
+            self.lanes.setdefault((work.instance, lane), collections.deque()).append(work)
+
+    def end(self, finished: list) -> None:
+        for event in finished:
+            assert event.request_id in self.live
+            self.live.remove(event.request_id)
+            self.ended[event.request_id] = event.reason
+            if event.reason == "length":
+                assert self.tokens[event.request_id] == self.wanted[event.request_id]
+
+    def pop(self, index: int) -> Work:
+        lanes = [lane for lane in sorted(self.lanes) if self.lanes[lane]]
+        return self.lanes[lanes[index % len(lanes)]].popleft()
+
+    def outstanding(self) -> bool:
+        return any(self.lanes.values())
+
+    @rule(
+        prompt=st.integers(1, 150),
+        answer=st.integers(1, 40),
+        units=st.lists(st.integers(1, 33), max_size=6),
+    )
+    def arrive(self, prompt: int, answer: int, units: list[int]) -> None:
+        self.serial += 1
+        spec = RequestSpec(f"r{self.serial}", prompt + sum(units), answer, tuple(units), media_bytes=100 * len(units))
+        try:
+            self.scheduler.add(spec, self.now)
+        except Overloaded:
+            return
+        except TooLong:
+            assert spec.prompt_tokens + spec.max_tokens > 200  # the pools hold 320 tokens of KV, 384 of MM
+            return
+        self.live.add(spec.request_id)
+        self.wanted[spec.request_id] = answer
+        self.start()
+
+    @precondition(lambda self: self.live)
+    @rule(pick=st.integers(0, 100))
+    def abort(self, pick: int) -> None:
+        request_id = sorted(self.live)[pick % len(self.live)]
+        assert self.scheduler.abort(request_id, self.now)
+        assert not self.scheduler.abort(request_id, self.now)
+        self.live.remove(request_id)
+        self.start()
+
+    @precondition(lambda self: self.outstanding())
+    @rule(pick=st.integers(0, 100), stop=st.booleans())
+    def finish(self, pick: int, stop: bool) -> None:
+        self.finish_one(self.pop(pick), stop)
+        self.start()
+
+    def finish_one(self, work: Work, stop: bool) -> None:
+        stopped = []
+        if isinstance(work, Prefill):
+            sampled = [chunk.request_id for chunk in work.chunks if chunk.is_last]
+        else:
+            sampled = list(request_ids(work)) if isinstance(work, Decode) else []
+        for request_id in sampled:
+            if request_id in self.live:
+                self.tokens[request_id] += 1
+        if stop and sampled and sampled[0] in self.live:
+            stopped = [sampled[0]]
+        self.end(self.scheduler.finished(work, self.now, stopped))
+
+    @precondition(lambda self: self.outstanding())
+    @rule(pick=st.integers(0, 100))
+    def fail(self, pick: int) -> None:
+        self.end(self.scheduler.failed(self.pop(pick), self.now))
+        self.start()
+
+    @precondition(lambda self: self.live)
+    @rule(pick=st.integers(0, 100))
+    def lose_instance_pools(self, pick: int) -> None:
+        names = sorted(self.scheduler.instances)
+        self.end(self.scheduler.lost(names[pick % len(names)], self.now))
+        self.start()
+
+    @invariant()
+    def books_balance(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check()
+            assert set(self.scheduler.requests) == self.live
+
+    def teardown(self) -> None:
+        """With no more arrivals everything ends, in a number of steps bounded by the work there is."""
+        if not hasattr(self, "scheduler"):
+            return
+        budget = 200 + 60 * len(self.live)
+        while self.live or self.outstanding():
+            assert self.outstanding(), f"stuck: {self.scheduler.counts()}"
+            self.finish_one(self.pop(0), stop=False)
+            self.start()
+            budget -= 1
+            assert budget > 0, f"does not end: {self.scheduler.counts()}"
+        assert self.scheduler.idle
+        self.scheduler.check()
+
+
+Machine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestMachine = Machine.TestCase
+
+
+def run_alone(layout: str, spec: RequestSpec) -> list[Work]:
+    """All work of a single request, in order."""
+    scheduler = make_scheduler(layout)
+    scheduler.add(spec, 0.0)
+    done, pending = [], collections.deque(scheduler.next_work(0.0))
+    while pending:
+        work = pending.popleft()
+        done.append(work)
+        scheduler.finished(work, 0.0)
+        pending.extend(scheduler.next_work(0.0))
+    assert scheduler.idle
+    return done
+
+
+def test_a_request_passes_through_all_stages() -> None:
+    works = run_alone("E P D", RequestSpec("r", 100, 3, unit_tokens=(16, 16, 16)))
+    kinds = [type(work).__name__ for work in works]
+    assert kinds.count("Encode") == 2  # three units, two per step
+    assert kinds.count("MoveMM") == 2
+    assert kinds.count("Prefill") == 2  # 64 + 36 tokens
+    assert kinds.count("MoveKV") == 1
+    assert kinds.count("Decode") == 2  # the first token comes from prefill
+    positions = [row.position for work in works if isinstance(work, Decode) for row in work.sequences]
+    assert positions == [100, 101]
+
+
+def test_a_monolith_moves_no_kv() -> None:
+    works = run_alone("EPD", RequestSpec("r", 20, 2, unit_tokens=(16,)))
+    assert [type(work) for work in works] == [Encode, MoveMM, Prefill, Decode]
+
+
+def test_text_only_requests_start_at_prefill() -> None:
+    assert [type(work) for work in run_alone("E P D", RequestSpec("r", 20, 1))] == [Prefill]
+
+
+def test_units_of_one_request_spread_over_all_encoders() -> None:
+    scheduler = make_scheduler("E E E P D")
+    scheduler.add(RequestSpec("r", 100, 1, unit_tokens=(16,) * 6), 0.0)
+    encodes = [work for work in scheduler.next_work(0.0) if isinstance(work, Encode)]
+    assert sorted((work.instance, len(work.units)) for work in encodes) == [("E0", 2), ("E1", 2), ("E2", 2)]
+
+
+def test_what_can_never_fit_is_refused_by_the_limit_that_says_so() -> None:
+    scheduler = make_scheduler("E P D")
+    with pytest.raises(TooLong, match="context of 256"):
+        scheduler.add(RequestSpec("a", 200, 100), 0.0)
+    with pytest.raises(TooLong, match="--mm-blocks"):
+        scheduler.add(RequestSpec("b", 100, 1, unit_tokens=(1,) * 25), 0.0)
+
+
+def test_full_queues_refuse_with_a_time_to_retry() -> None:
+    scheduler = make_scheduler("E P D", max_requests=2, max_queued_units=3)
+    scheduler.add(RequestSpec("a", 50, 1, unit_tokens=(16, 16)), 0.0)
+    with pytest.raises(Overloaded) as error:
+        scheduler.add(RequestSpec("b", 50, 1, unit_tokens=(16, 16)), 0.0)
+    assert error.value.retry_after_s > 0
+    scheduler.add(RequestSpec("c", 50, 1), 0.0)
+    with pytest.raises(Overloaded, match="2 requests"):
+        scheduler.add(RequestSpec("d", 50, 1), 0.0)
+    scheduler.check()
