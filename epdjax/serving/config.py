@@ -1,0 +1,79 @@
+"""Settings of a deployment, validated where they enter."""
+
+import dataclasses
+from pathlib import Path
+
+from epdjax.serving.buckets import Buckets
+from epdjax.serving.limits import ServingLimits
+from epdjax.serving.policies import ASSIGNMENTS, ORDERS
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Everything that can be set about an engine.
+
+    Attributes:
+        model: checkpoint folder.
+        mesh: mesh spec, or ``auto``.
+        served_model_name: what clients call the model; None: the folder's name.
+        dtype: of weights and caches; ``auto``: float32 on CPU, else the checkpoint's own.
+        max_model_len: longest prompt and answer together, tokens; None: the model's own limit, at most 8192.
+        block_size: tokens per KV block.
+        kv_blocks: KV blocks per instance; None: what memory leaves (on CPU: enough for half the slots at full length).
+        mm_blocks: MM blocks (of one unit's tokens) per prefill instance; None: enough for `max_seqs` media items.
+        max_seqs: sequences an instance decodes together.
+        max_chunk: prompt tokens per prefill step.
+        max_units: encode units per device and step.
+        max_requests, max_queued_units, max_queued_bytes: bounds of the queues.
+        irp: share the units of a request among the E devices (intra-request parallel encoding).
+        order, assignment: scheduling policies.
+        memory_share: of a device's memory, the part that weights, caches and steps may take.
+        buckets: compiled shapes; None: `default_buckets`.
+        compile_cache: folder of the persistent compilation cache; None: no cache on disk.
+        preprocess_threads: threads that decode and tile pictures.
+        limits: what a request's media may cost.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    model: str | Path
+    mesh: str = "auto"
+    served_model_name: str | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    block_size: int = 16
+    kv_blocks: int | None = None
+    mm_blocks: int | None = None
+    max_seqs: int = 16
+    max_chunk: int = 512
+    max_units: int = 8
+    max_requests: int = 1024
+    max_queued_units: int = 8192
+    max_queued_bytes: int = 4 << 30
+    irp: bool = True
+    order: str = "fcfs"
+    assignment: str = "least-loaded"
+    memory_share: float = 0.9
+    buckets: Buckets | None = None
+    compile_cache: str | Path | None = None
+    preprocess_threads: int = 4
+    limits: ServingLimits = dataclasses.field(default_factory=ServingLimits)
+
+    def __post_init__(self) -> None:
+        whole = (
+            "block_size max_seqs max_chunk max_units max_requests max_queued_units max_queued_bytes preprocess_threads"
+        )
+        for name in [*whole.split(), "max_model_len", "kv_blocks", "mm_blocks"]:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.max_chunk % self.block_size:
+            raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
+        for name, known in (("dtype", DTYPES), ("order", tuple(ORDERS)), ("assignment", tuple(ASSIGNMENTS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")

@@ -1,0 +1,280 @@
+"""The engine: one thread that feeds the scheduler and starts the work it answers, and waiters that tell when work is done.
+
+The loop never waits for a device. It sleeps on one inbox, which receives arrivals, aborts and finished work; then it asks the
+scheduler what to start and dispatches that. A device is given work ahead of time, so while the loop handles the tokens of one
+step the next is already running.
+
+A move is dispatched in two parts: gather and `device_put` at once, the write into the destination's pool only when the data
+has arrived, so that the destination never stalls on a link.
+"""
+
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from epdjax.serving.deployment import Deployment
+from epdjax.serving.errors import RequestError, ServiceUnavailable, StepFailed
+from epdjax.serving.instance import Instance
+from epdjax.serving.live import LiveRequest
+from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
+from epdjax.serving.scheduler import Finished, Scheduler
+from epdjax.serving.waiter import Waiter
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """Work whose results are there: host tokens of a step, or arrays that have arrived."""
+
+    work: Work
+    result: Any
+    error: BaseException | None = None
+
+
+class Engine:
+    """Serves requests on a deployment until it is shut down.
+
+    Thread-safe: `submit`, `abort`, `counts`, `shutdown`. Everything else happens on its own thread.
+    """
+
+    def __init__(self, deployment: Deployment):
+        self.deployment = deployment
+        self.instances = deployment.instances
+        self.scheduler = Scheduler(deployment.scheduling, [i.spec for i in self.instances.values()])
+        self.live: dict[str, LiveRequest] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiters: dict[tuple[str, str], Waiter] = {}
+        self._closing = False
+        self._ended = False
+        self._door = threading.Lock()  # no request may enter after the loop has looked for the last time
+        self.dead: str | None = None
+        self._thread = threading.Thread(target=self._loop, name="epdjax-engine", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread ------------------------------------------------------------------------------------------
+
+    def submit(self, request: LiveRequest) -> None:
+        """Hand over a request; its sink hears of everything that follows, refusal included."""
+        with self._door:
+            if not self._ended:
+                self._inbox.put(lambda: self._arrive(request))
+                return
+        request.sink(ServiceUnavailable(self.dead or "the engine is shut down"))
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request and free what it holds; nothing happens if it is over."""
+        self._inbox.put(lambda: self._abort(request_id))
+
+    def counts(self) -> dict[str, int]:
+        """Live requests by state."""
+        return self.scheduler.counts()
+
+    def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Stop: with `drain` after all requests are finished (or `timeout_s` seconds), else at once."""
+
+        def close() -> None:
+            self._closing = True
+            if not drain:
+                self._fail_all(ServiceUnavailable("the engine is shutting down"))
+
+        self._inbox.put(close)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._inbox.put(lambda: self._fail_all(ServiceUnavailable("the engine is shutting down")))
+            self._thread.join(timeout_s)
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            while not (self._closing and self.scheduler.idle):
+                self._handle_inbox()
+                for work in self.scheduler.next_work(time.monotonic()):
+                    self._start(work)
+        except Exception as error:  # a bug in the engine itself: nobody may be left waiting
+            log.exception("the engine has failed")
+            self.dead = f"the engine has failed: {error!r}"
+        finally:
+            self._closing = True
+            with self._door:
+                self._ended = True
+            self._refuse_rest()
+            for waiter in self._waiters.values():
+                waiter.stop()
+
+    def _refuse_rest(self) -> None:
+        """The loop is over: whoever is still here, or came in too late, is told so."""
+        reason = ServiceUnavailable(self.dead or "the engine is shut down")
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            message()
+        for request in list(self.live.values()):
+            self._close(request, reason)
+
+    def _handle_inbox(self) -> None:
+        """Wait for something to happen, then take in all that has."""
+        message = self._inbox.get()
+        while True:
+            message()
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _arrive(self, request: LiveRequest) -> None:
+        try:
+            if self._closing:
+                raise ServiceUnavailable("the engine is shutting down and takes no more requests")
+            self.scheduler.add(request.spec, time.monotonic())
+        except RequestError as error:
+            request.sink(error)
+            return
+        self.live[request.spec.request_id] = request
+
+    def _abort(self, request_id: str) -> None:
+        self.scheduler.abort(request_id, time.monotonic())
+        request = self.live.get(request_id)
+        if request is not None:
+            self._close(request, _output(request, "abort"))
+
+    def _fail_all(self, error: RequestError) -> None:
+        for request in list(self.live.values()):
+            self.scheduler.abort(request.spec.request_id, time.monotonic())
+            self._close(request, error)
+
+    def _close(self, request: LiveRequest, last: RequestOutput | RequestError) -> None:
+        del self.live[request.spec.request_id]
+        request.sink(last)
+
+    # ---- starting work --------------------------------------------------------------------------------------------
+
+    def _start(self, work: Work) -> None:
+        """Dispatch work, and have a waiter report when its results are there."""
+        try:
+            wait_for = self._dispatch(work)
+        except Exception as error:
+            log.exception("could not start %s", type(work).__name__)
+            self._inbox.put(lambda error=error: self._finish(Done(work, None, error)))
+            return
+        lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
+        fetch = isinstance(work, (Prefill, Decode))
+        self._waiter(work.instance, lane).watch(wait_for, fetch, lambda result, error: self._report(work, result, error))
+
+    def _report(self, work: Work, result: Any, error: BaseException | None) -> None:
+        self._inbox.put(lambda: self._finish(Done(work, result, error)))
+
+    def _waiter(self, instance: str, lane: str) -> Waiter:
+        key = (instance, lane)
+        if key not in self._waiters:
+            self._waiters[key] = Waiter(f"epdjax-{instance}-{lane}")
+        return self._waiters[key]
+
+    def _dispatch(self, work: Work) -> Any:
+        """Start work on its devices; returns the arrays to wait for."""
+        target = self.instances[work.instance]
+        match work:
+            case Encode():
+                units = []
+                for unit in work.units:
+                    request = self.live[unit.request_id]
+                    pixels, request.units[unit.index] = request.units[unit.index], None
+                    assert pixels is not None
+                    units.append(pixels)
+                return target.encode(work.work_id, units)
+            case MoveMM():
+                return jax.device_put(self.instances[work.source].staged[work.encode_id], target.replicated)
+            case Prefill():
+                return target.prefill(work.chunks, self.live)
+            case MoveKV():
+                moved, token = self.instances[work.source].gather_kv(work.source_blocks, work.source_slot)
+                return jax.device_put((moved, token), (target.moved_shardings, target.replicated))
+            case Decode():
+                return target.decode(work.sequences, self.live)
+
+    # ---- finished work --------------------------------------------------------------------------------------------
+
+    def _finish(self, done: Done) -> None:
+        work, now = done.work, time.monotonic()
+        error = done.error
+        stopped: dict[str, FinishReason] = {}
+        if error is None:
+            try:
+                self._land(work, done.result)
+                stopped = self._deliver(work, done.result)
+            except Exception as trouble:
+                log.exception("could not land %s", type(work).__name__)
+                error = trouble
+        if error is not None:
+            finished = self.scheduler.failed(work, now) + self._recover(self.instances[work.instance])
+        else:
+            finished = self.scheduler.finished(work, now, stopped)
+        for event in finished:
+            self._conclude(event, error)
+        for instance in self.instances.values():
+            for encode_id in [e for e in instance.staged if not self.scheduler.is_staged(e)]:
+                del instance.staged[encode_id]
+
+    def _land(self, work: Work, result: Any) -> None:
+        """Write what has arrived into the pools it was moved to, unless its request has left meanwhile."""
+        target = self.instances[work.instance]
+        match work:
+            case MoveMM():
+                target.land_mm(result, self.instances[work.source], work.rows, self.live)
+            case MoveKV() if work.request_id in self.live:
+                target.land_kv(*result, work.blocks, work.slot)
+
+    def _deliver(self, work: Work, tokens: Any) -> dict[str, FinishReason]:
+        """Hand the tokens of a step to their requests; returns those whose answer they end."""
+        if isinstance(work, Prefill):
+            rows = [(i, chunk.request_id) for i, chunk in enumerate(work.chunks) if chunk.is_last]
+        elif isinstance(work, Decode):
+            rows = [(i, sequence.request_id) for i, sequence in enumerate(work.sequences)]
+        else:
+            return {}
+        stopped: dict[str, FinishReason] = {}
+        for row, request_id in rows:
+            request = self.live.get(request_id)
+            if request is None:  # stopped or aborted after this step was started
+                continue
+            if request.accept(int(tokens[row])):
+                stopped[request_id] = "stop"
+            elif len(request.tokens) < request.spec.max_tokens:
+                request.sink(_output(request, None))
+        return stopped
+
+    def _conclude(self, event: Finished, error: BaseException | None) -> None:
+        request = self.live.get(event.request_id)
+        if request is None:
+            return
+        if event.reason == "error":
+            self._close(request, StepFailed(f"a step of this request failed: {_short(error)}; try again"))
+        else:
+            request.detokenizer.finish()
+            self._close(request, _output(request, event.reason))
+
+    def _recover(self, instance: Instance) -> list[Finished]:
+        """After a failure: if it took the instance's pools along, their requests end and the pools are made anew."""
+        if not instance.pools or instance.pools_alive:
+            return []
+        log.error("the pools of %s are lost; making new ones", instance.name)
+        finished = self.scheduler.lost(instance.name, time.monotonic())
+        instance.make_pools()
+        return finished
+
+
+def _output(request: LiveRequest, reason: FinishReason | None) -> RequestOutput:
+    answer = CompletionOutput(0, request.detokenizer.text, tuple(request.tokens), reason)
+    return RequestOutput(request.spec.request_id, request.spec.prompt_tokens, (answer,), reason is not None)
+
+
+def _short(error: BaseException | None) -> str:
+    """The kind of an error; its text may hold addresses and paths, which belong in the log alone."""
+    return type(error).__name__ if error is not None else "its instance was lost"

@@ -1,0 +1,179 @@
+"""An instance: one submesh with its parameters, its pools and its compiled steps. It does what it is told, at once and
+asynchronously; deciding is the scheduler's business and waiting the engine's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from epdjax.mesh.devices import InstanceMesh
+from epdjax.serving.buckets import Buckets, smallest
+from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.live import LiveRequest
+from epdjax.serving.paged import POOL_AXES, pool_shape
+from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows
+from epdjax.serving.work import Chunk, UnitMove
+from epdjax.serving.work import Sequence as Row
+
+
+class Instance:
+    """See the module. Every method only dispatches; none waits for a device.
+
+    Attributes:
+        name, roles, submesh: where it runs and what it performs.
+        spec: what the scheduler knows of it.
+        parts: part name (``encoder``, ``language_model``) -> (recipe, leaves): just what its roles need.
+        programs: (step, bucket) -> compiled program; filled at start-up and fixed from then on.
+        pools: KV pool of each layer. last_tokens: int32 ``[slots + 1]``. mm_pool: MM tokens ``[rows, d]``.
+        staged: encode id -> MM tokens waiting to be moved, ``[units, tokens_per_unit, d]``.
+    """
+
+    def __init__(
+        self,
+        place: InstanceMesh,
+        spec: InstanceSpec,
+        model: Any,
+        parts: Mapping[str, tuple[Split, tuple[jax.Array, ...]]],
+        buckets: Buckets,
+        *,
+        dtype: jnp.dtype,
+        block_size: int,
+        mm_block_size: int,
+    ):
+        """
+        Args:
+            model: the model's config.
+            dtype: of the pools.
+        """
+        self.name, self.roles, self.submesh = place.name, place.roles, place.submesh
+        self.spec, self.model, self.parts, self.buckets = spec, model, parts, buckets
+        self.dtype, self.block_size, self.mm_block_size = dtype, block_size, mm_block_size
+        self.programs: dict[tuple, Any] = {}
+        self.pools: tuple[jax.Array, ...] = ()
+        self.staged: dict[int, jax.Array] = {}
+        self.replicated = self.submesh.replicated
+        self.unit_sharding = self.submesh.sharding(("unit",), (self.submesh.width,))
+        self.kv_shape = pool_shape(spec.kv_blocks, block_size, model.text)
+        self.kv_sharding = self.submesh.sharding(POOL_AXES, (1, 1, model.text.num_kv_heads, 1))
+        self.moved_shardings = (self.kv_sharding,) * model.text.num_layers
+        self.mm_shape = ((spec.mm_blocks + 1) * mm_block_size, model.text.hidden_size)
+
+    def performs(self, role: str) -> bool:
+        return role in self.roles
+
+    def make_pools(self) -> None:
+        """Fresh, zeroed pools; all that was in them is lost."""
+        pools = self.programs["pools", None]()
+        self.pools, self.last_tokens, self.mm_pool = pools
+
+    @property
+    def pools_alive(self) -> bool:
+        """Whether the pools still hold data; a step that failed after its inputs were donated takes them along."""
+        return not any(array.is_deleted() for array in (*self.pools, self.last_tokens, self.mm_pool))
+
+    def _put(self, *arrays: np.ndarray) -> list[jax.Array]:
+        return jax.device_put(list(arrays), [self.replicated] * len(arrays))
+
+    # ---- encode ---------------------------------------------------------------------------------------------------
+
+    def encode(self, encode_id: int, units: Sequence[np.ndarray]) -> jax.Array:
+        """Encode units, spread over the devices, and stage the result ``[bucket, tokens_per_unit, d]``."""
+        width = self.submesh.width
+        bucket = width * smallest(self.buckets.units, -(-len(units) // width))
+        pixels = np.zeros((bucket, *self.model.unit_shape), np.uint8)
+        for row, unit in enumerate(units):
+            # Units are dealt out like cards: the padding is shared by the devices instead of idling the last one.
+            pixels[self.unit_row(row, bucket)] = unit
+        _, leaves = self.parts["encoder"]
+        mm = self.programs["encode", bucket](leaves, jax.device_put(pixels, self.unit_sharding))
+        self.staged[encode_id] = mm
+        return mm
+
+    def unit_row(self, index: int, bucket: int) -> int:
+        """Where in a batch of `bucket` rows the unit `index` goes."""
+        width = self.submesh.width
+        return index % width * (bucket // width) + index // width
+
+    def land_mm(
+        self, mm_und: jax.Array, sender: "Instance", moves: Sequence[UnitMove], live: Mapping[str, LiveRequest]
+    ) -> None:
+        """Write MM tokens that have arrived here into the MM pool, and tell their requests where they are."""
+        rows = np.zeros(mm_und.shape[:2], np.int32)
+        for move in moves:
+            request = live.get(move.unit.request_id)
+            if request is not None:
+                where = request.land(move, self.mm_block_size)
+                rows[sender.unit_row(move.row, mm_und.shape[0]), : len(where)] = where
+        program = self.programs["land_mm", mm_und.shape[0]]
+        self.mm_pool = program(self.mm_pool, mm_und, *self._put(rows))
+
+    # ---- prefill and decode ---------------------------------------------------------------------------------------
+
+    def prefill(self, chunks: Sequence[Chunk], live: Mapping[str, LiveRequest]) -> jax.Array:
+        """Run prompt chunks; returns the token sampled after each row, ``[rows bucket]``."""
+        shape = self.buckets.prefill_for(len(chunks), max(chunk.length for chunk in chunks))
+        assert shape is not None, "the scheduler packs what fits a bucket"
+        pages = max(-(-(chunk.start + chunk.length) // self.block_size) for chunk in chunks)
+        pages = smallest(self.buckets.prefill_pages, pages)
+        tokens, mm_rows = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        ints, floats = pack_rows(shape[0], pages)
+        for row, chunk in enumerate(chunks):
+            request = live[chunk.request_id]
+            span = slice(chunk.start, chunk.start + chunk.length)
+            tokens[row, : chunk.length] = request.token_ids[span]
+            mm_rows[row, : chunk.length] = request.mm_rows[span]
+            _fill_row(ints[row], floats[row], request, chunk.start, chunk.length, chunk.kv_blocks)
+            ints[row, 2] = chunk.slot if chunk.is_last else 0
+        _, leaves = self.parts["language_model"]
+        sampled, self.pools, self.last_tokens = self.programs["prefill", (*shape, pages)](
+            leaves, self.pools, self.last_tokens, self.mm_pool, *self._put(tokens, mm_rows, ints, floats)
+        )
+        return sampled
+
+    def decode(self, sequences: Sequence[Row], live: Mapping[str, LiveRequest]) -> jax.Array:
+        """One decode step; returns the sampled tokens, ``[rows bucket]``."""
+        rows = smallest(self.buckets.decode_rows, len(sequences))
+        pages = smallest(self.buckets.decode_pages, max(len(sequence.kv_blocks) for sequence in sequences))
+        ints, floats = pack_rows(rows, pages)
+        for row, sequence in enumerate(sequences):
+            request = live[sequence.request_id]
+            _fill_row(ints[row], floats[row], request, sequence.position, 1, sequence.kv_blocks)
+            ints[row, 2] = sequence.slot
+        _, leaves = self.parts["language_model"]
+        sampled, self.pools, self.last_tokens = self.programs["decode", (rows, pages)](
+            leaves, self.pools, self.last_tokens, *self._put(ints, floats)
+        )
+        return sampled
+
+    # ---- moving KV ------------------------------------------------------------------------------------------------
+
+    def gather_kv(self, blocks: Sequence[int], slot: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """A sequence's KV blocks of every layer and its last token, ready to be moved."""
+        return self.programs["gather_kv", self._move_bucket(blocks)](
+            self.pools, self.last_tokens, *self._put(*self._padded(blocks, slot))
+        )
+
+    def land_kv(self, moved: tuple[jax.Array, ...], token: jax.Array, blocks: Sequence[int], slot: int) -> None:
+        """Write a sequence that has arrived here into the pools."""
+        self.pools, self.last_tokens = self.programs["land_kv", self._move_bucket(blocks)](
+            self.pools, self.last_tokens, moved, token, *self._put(*self._padded(blocks, slot))
+        )
+
+    def _move_bucket(self, blocks: Sequence[int]) -> int:
+        return smallest(self.buckets.move_blocks, len(blocks))
+
+    def _padded(self, blocks: Sequence[int], slot: int) -> tuple[np.ndarray, np.ndarray]:
+        padded = np.zeros(self._move_bucket(blocks), np.int32)
+        padded[: len(blocks)] = blocks
+        return padded, np.array([slot], np.int32)
+
+
+def _fill_row(
+    ints: np.ndarray, floats: np.ndarray, request: LiveRequest, start: int, length: int, blocks: Sequence[int]
+) -> None:
+    ints[0], ints[1], ints[3], ints[4] = start, length, request.params.top_k, request.seed
+    held = blocks[: len(ints) - ROW_FIELDS]
+    ints[ROW_FIELDS : ROW_FIELDS + len(held)] = held
+    floats[:] = request.params.temperature, request.params.top_p

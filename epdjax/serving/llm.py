@@ -1,0 +1,285 @@
+"""The Python API: `LLM` for scripts, `AsyncLLM` for servers. Both are thin; the engine does the work."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import itertools
+import secrets
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from epdjax.models.processing import Prompt
+from epdjax.serving.config import EngineConfig
+from epdjax.serving.deployment import build
+from epdjax.serving.detokenize import Detokenizer
+from epdjax.serving.engine import Engine
+from epdjax.serving.errors import InvalidRequest, Overloaded, RequestError, ServiceUnavailable, TooLong
+from epdjax.serving.limits import ServingLimits
+from epdjax.serving.live import LiveRequest, Sink
+from epdjax.serving.media import resolve_messages
+from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.params import SamplingParams
+from epdjax.serving.programs import Progress
+
+Messages = Sequence[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """How an engine is doing."""
+
+    ok: bool
+    status: str
+    detail: dict[str, Any]
+
+
+class _Serving:
+    """What both APIs share: an engine, and turning inputs into requests."""
+
+    def __init__(self, model: str | Path, mesh: str = "auto", *, progress: Progress | None = None, **settings: Any):
+        """
+        Args:
+            model: folder of a checkpoint.
+            mesh: mesh spec such as ``2E1P1D``; ``auto`` picks a split for the machine.
+            progress: told of each program compiled at start-up.
+            settings: other fields of `EngineConfig`.
+
+        Raises:
+            ValueError: a setting, the mesh spec or the checkpoint is not right; the message says what to change.
+        """
+        self.config = EngineConfig(model=model, mesh=mesh, **settings)
+        self.deployment = build(self.config, progress)
+        self.processor = self.deployment.processor
+        self._tokenizer = self.processor.tokenizer.backend_tokenizer
+        self._engine = Engine(self.deployment)
+        self._ids = itertools.count(1)
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.config.served_model_name or Path(self.config.model).resolve().name
+
+    @property
+    def limits(self) -> ServingLimits:
+        return self.config.limits
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.deployment.scheduling.max_model_len
+
+    def _chat_prompt(self, messages: Messages) -> Prompt:
+        """Messages, media still encoded or already pictures, to a prompt. Slow: runs off the serving threads."""
+        resolved = resolve_messages(list(messages), self.limits)
+        try:
+            return self.processor.prompt(resolved)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="messages") from error
+
+    def _text_prompt(self, text: str) -> Prompt:
+        try:
+            token_ids, mm_positions = self.processor.encode(text)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompt") from error
+        return Prompt(token_ids, mm_positions, ())
+
+    def _request(self, request_id: str | None, prompt: Prompt, params: SamplingParams, sink: Sink) -> LiveRequest:
+        length = len(prompt.token_ids)
+        if length == 0:
+            raise InvalidRequest("the prompt is empty")
+        room = self.max_model_len - length
+        if room < 1:
+            raise TooLong(
+                f"the prompt has {length} tokens, which leaves no room for an answer in the context of "
+                f"{self.max_model_len}; shorten it, or send fewer or smaller pictures"
+            )
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return LiveRequest.make(
+            request_id or f"request-{next(self._ids)}",
+            prompt,
+            params,
+            max_tokens=room if params.max_tokens is None else params.max_tokens,
+            seed=_seed32(seed),
+            eos_token_ids=self.processor.eos_token_ids,
+            detokenizer=Detokenizer(self._tokenizer, params.stop),
+            sink=sink,
+        )
+
+
+def _seed32(seed: int) -> int:
+    """A seed of any width as an int32, all its bits taking part."""
+    mixed = (seed & (2**64 - 1)) * 0x9E3779B97F4A7C15 % 2**64 >> 32
+    return mixed - 2**32 if mixed >= 2**31 else mixed
+
+
+class LLM(_Serving):
+    """Offline inference.
+
+    ``LLM("folder", mesh="1E1P1D").chat([{"role": "user", "content": "hello"}])``
+    """
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, served together.
+
+        Args:
+            messages: OpenAI-style; image parts are ``{"type": "image", "image": PIL.Image}`` or ``image_url`` parts.
+            params: for all, or one each.
+
+        Returns:
+            One output per conversation, in order.
+
+        Raises:
+            RequestError: of the first conversation that fails.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        with concurrent.futures.ThreadPoolExecutor(self.config.preprocess_threads) as pool:
+            prompts = list(pool.map(self._chat_prompt, conversations))  # type: ignore[arg-type]
+        return self._serve(prompts, params)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue one prompt or several; no chat template is applied. See `chat`."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._serve([self._text_prompt(text) for text in texts], params)
+
+    def _serve(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[RequestOutput]:
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
+        # No more at a time than the engine's queue takes: a long list waits here instead of being refused.
+        room = threading.Semaphore(max(1, self.config.max_requests // 2))
+        futures: list[concurrent.futures.Future[RequestOutput]] = []
+        for prompt, some in zip(prompts, each):
+            future: concurrent.futures.Future[RequestOutput] = concurrent.futures.Future()
+            futures.append(future)
+            room.acquire()
+            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room)))
+        return [future.result() for future in futures]
+
+    def shutdown(self) -> None:
+        """Stop the engine and free its devices' memory."""
+        self._engine.shutdown(drain=False)
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+
+def _resolve_into(future: concurrent.futures.Future[RequestOutput], room: threading.Semaphore) -> Sink:
+    def sink(output: RequestOutput | RequestError) -> None:
+        if isinstance(output, RequestError):
+            future.set_exception(output)
+        elif output.finished:
+            future.set_result(output)
+        else:
+            return
+        room.release()
+
+    return sink
+
+
+class AsyncLLM(_Serving):
+    """Serving from an event loop."""
+
+    def __init__(self, model: str | Path, mesh: str = "auto", *, progress: Progress | None = None, **settings: Any):
+        """See `LLM`."""
+        super().__init__(model, mesh, progress=progress, **settings)
+        self._draining = False
+        self._threads = concurrent.futures.ThreadPoolExecutor(self.config.preprocess_threads, "epdjax-preprocess")
+        self._preparing = 0
+
+    async def generate(
+        self, messages: Messages, params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Snapshots of the answer to `messages`, the last one finished. A slow reader gets fewer, later ones.
+
+        Closing the iterator aborts the request and frees what it holds.
+
+        Raises:
+            RequestError: the request is refused or fails.
+        """
+        prompt = await self._prepare(messages)
+        loop = asyncio.get_running_loop()
+        mailbox = _Mailbox()
+        request = self._request(
+            request_id, prompt, params, lambda output: loop.call_soon_threadsafe(mailbox.put, output)
+        )
+        finished = False
+        self._engine.submit(request)
+        try:
+            while not finished:
+                output = await mailbox.get()
+                if isinstance(output, RequestError):
+                    finished = True
+                    raise output
+                finished = output.finished
+                yield output
+        finally:
+            if not finished:
+                self._engine.abort(request.spec.request_id)
+
+    async def _prepare(self, messages: Messages) -> Prompt:
+        if self._draining:
+            raise ServiceUnavailable("the server is shutting down and takes no more requests")
+        if self._preparing >= self.config.max_requests:
+            raise Overloaded(f"{self._preparing} requests are being prepared; try again", retry_after_s=1.0)
+        self._preparing += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._chat_prompt, messages)
+        finally:
+            self._preparing -= 1
+
+    def health(self) -> Health:
+        """Whether requests are being served, and what is."""
+        dead = self._engine.dead
+        status = "dead" if dead else "draining" if self._draining else "ready"
+        detail: dict[str, Any] = {
+            "mesh": str(self.deployment.spec),
+            "instances": {
+                name: {"roles": i.roles, "devices": [str(d) for d in i.submesh.devices]}
+                for name, i in self.deployment.instances.items()
+            },
+            "requests": self._engine.counts(),
+        }
+        if dead:
+            detail["reason"] = dead
+        return Health(status == "ready", status, detail)
+
+    async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Take no more requests; finish those there are (or, without `drain`, end them) and stop."""
+        self._draining = True
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: self._engine.shutdown(drain=drain, timeout_s=timeout_s))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Mailbox:
+    """Holds the newest output only: outputs are cumulative, so a reader that stops reading costs no memory."""
+
+    def __init__(self) -> None:
+        self._newest: RequestOutput | RequestError | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, output: RequestOutput | RequestError) -> None:
+        self._newest = output
+        self._filled.set()
+
+    async def get(self) -> RequestOutput | RequestError:
+        await self._filled.wait()
+        self._filled.clear()
+        assert self._newest is not None
+        return self._newest

@@ -1,0 +1,74 @@
+"""How many KV blocks an instance can hold: what its device's memory leaves beside weights and the steps themselves.
+
+The steps' own needs are the compiler's, not a guess: the largest prefill and decode are compiled with a small pool, and
+their temporaries read off.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+from epdjax.serving.admission import SchedulerConfig
+from epdjax.serving.config import EngineConfig
+from epdjax.serving.instance import Instance
+from epdjax.serving.programs import compile_all, jobs_of
+
+PROBE_BLOCKS = 64
+
+
+def kv_blocks_that_fit(
+    config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]
+) -> int:
+    """KV blocks for one instance.
+
+    Where the device does not tell its memory (CPU), there are enough for half the slots at full length.
+
+    Raises:
+        ValueError: not even one full-length sequence fits; the message says how much is missing and what to change.
+    """
+    probe = make(PROBE_BLOCKS)
+    pages = -(-scheduling.max_model_len // scheduling.block_size)
+    slots = scheduling.buckets.decode_rows[-1]
+    stats = probe.submesh.devices[0].memory_stats()
+    if not (probe.performs("P") or probe.performs("D")):
+        return 1
+    if not stats or "bytes_limit" not in stats:
+        return pages * max(1, slots // 2)
+    budget = stats["bytes_limit"] * config.memory_share - stats.get("bytes_in_use", 0)
+    return fit(budget, step_bytes(probe), block_bytes(probe), least=pages, most=pages * slots)
+
+
+def fit(budget: float, temporaries: int, block: int, *, least: int, most: int) -> int:
+    """Blocks of `block` bytes that `budget` bytes hold beside `temporaries`, at most `most`.
+
+    Raises:
+        ValueError: fewer than `least`.
+    """
+    blocks = int((budget - temporaries) // block)
+    if blocks < least:
+        missing = (least - blocks) * block / 2**30
+        raise ValueError(
+            f"a sequence of full length takes {least} KV blocks and the device's memory leaves room for "
+            f"{max(blocks, 0)}, {missing:.1f} GiB short; lower --max-model-len or --max-chunk, raise --memory-share, "
+            "or give the instance a larger tensor width"
+        )
+    return min(blocks, most)
+
+
+def block_bytes(instance: Instance) -> int:
+    """Bytes that a KV block takes on one device, all layers together."""
+    per_layer = prod(instance.kv_sharding.shard_shape(instance.kv_shape)[1:]) * instance.dtype.itemsize
+    return per_layer * instance.model.text.num_layers
+
+
+def step_bytes(instance: Instance) -> int:
+    """Bytes beside weights and KV pool: the largest step's temporaries and output, and the MM pool."""
+    largest: dict[str, object] = {}
+    for job in jobs_of(instance, []):
+        if job.key[0] in ("encode", "prefill", "decode"):
+            largest[job.key[0]] = job  # buckets come in ascending order
+    sizes = [0]
+    for program in compile_all(list(largest.values())).values():  # type: ignore[arg-type]
+        analysis = program.memory_analysis()
+        sizes.append(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+    instance.programs.clear()
+    return max(sizes) + prod(instance.mm_shape) * instance.dtype.itemsize

@@ -1,0 +1,67 @@
+"""Keys and values in pages: the pools' layout, and attention over them.
+
+A layer's KV pool is one buffer ``[blocks, block_size, 2 * kv_heads, head_dim]`` in which key and value of a head lie next
+to each other (k0, v0, k1, v1, ...), so that a tensor-parallel split keeps them together. Block 0 belongs to nobody:
+padding is written there.
+
+This is the XLA reference: it gathers the pages a row may see and attends densely. Faster kernels have to agree with it.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from epdjax.models.attention import dense_attention
+from epdjax.models.decoder import TextConfig
+
+POOL_AXES = (None, None, "kv_heads", None)
+
+
+def pool_shape(blocks: int, block_size: int, config: TextConfig) -> tuple[int, int, int, int]:
+    """Shape of a layer's KV pool with `blocks` usable blocks and the padding block."""
+    return (blocks + 1, block_size, 2 * config.num_kv_heads, config.head_dim)
+
+
+class PagedAttend:
+    """The decoder's `Attend` over paged pools: write the new keys and values, then attend to all a row may see.
+
+    After a forward pass `pools` holds the updated pools.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[jax.Array],
+        tables_bp: jax.Array,
+        starts_b: jax.Array,
+        lengths_b: jax.Array,
+        tokens: int,
+    ):
+        """
+        Args:
+            pools: one per layer, donated by the caller's jit so that they are updated in place.
+            tables_bp: int32, the blocks of each row's sequence in order, 0 beyond its end.
+            starts_b: int32, position of each row's first new token.
+            lengths_b: int32, new tokens of each row; the rest of the row is padding.
+            tokens: new tokens per row, padding included.
+        """
+        self.pools = list(pools)
+        block_size = self.pools[0].shape[1]
+        pages = tables_bp.shape[1]
+        self.positions_bt = starts_b[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+        valid_bt = jnp.arange(tokens) < lengths_b[:, None]
+        block_bt = jnp.take_along_axis(tables_bp, jnp.minimum(self.positions_bt // block_size, pages - 1), axis=1)
+        self._block_bt = jnp.where(valid_bt, block_bt, 0)
+        self._offset_bt = jnp.where(valid_bt, self.positions_bt % block_size, 0)
+        self._tables_bp = tables_bp
+        self._mask_bts = jnp.arange(pages * block_size) <= self.positions_bt[..., None]
+
+    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        b, t, heads, dim = k.shape
+        kv_btch = jnp.stack([k, v], axis=3).reshape(b, t, 2 * heads, dim)
+        pool = self.pools[layer]
+        pool = pool.at[self._block_bt, self._offset_bt].set(kv_btch.astype(pool.dtype))
+        self.pools[layer] = pool
+        pages_bpoch = pool[self._tables_bp]
+        seen_bskch = pages_bpoch.reshape(b, -1, heads, 2, dim)
+        return dense_attention(q, seen_bskch[:, :, :, 0], seen_bskch[:, :, :, 1], self._mask_bts)

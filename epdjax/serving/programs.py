@@ -1,0 +1,163 @@
+"""Compiling: every step of every instance for every declared bucket, ahead of time and in parallel.
+
+Nothing else is ever compiled: an instance calls these compiled programs, which refuse any other shape.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from epdjax.serving import steps
+from epdjax.serving.instance import Instance
+
+Progress = Callable[[int, int, str], None]
+"""Called with (programs done, programs in all, the one just done)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One program to compile: where it belongs, and how to lower it."""
+
+    instance: Instance
+    key: tuple[str, Any]
+    lower: Callable[[], Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.instance.name} {self.key[0]} {self.key[1] or ''}".rstrip()
+
+
+def compile_all(jobs: Sequence[Job], progress: Progress | None = None) -> dict[Job, Any]:
+    """Compile `jobs` in parallel and give each instance its programs.
+
+    Returns:
+        job -> ``jax.stages.Compiled``, for who wants to read memory use or HLO.
+    """
+    compiled: dict[Job, Any] = {}
+    # Tracing holds the GIL and compiling does not: a few more threads than cores keep the compiler busy.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
+        futures = {pool.submit(lambda job=job: job.lower().compile()): job for job in jobs}
+        for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+            job = futures[future]
+            compiled[job] = job.instance.programs[job.key] = future.result()
+            if progress:
+                progress(count, len(jobs), job.label)
+    return compiled
+
+
+def jobs_of(instance: Instance, sent_units: Iterable[int]) -> list[Job]:
+    """All programs an instance may ever run.
+
+    Args:
+        sent_units: sizes of the encode results that may be moved to it (`encode_sizes` of their senders).
+    """
+    build = _Builder(instance)
+    jobs = []
+    if instance.performs("E"):
+        jobs += [build.encode(units) for units in encode_sizes(instance)]
+    if instance.performs("P"):
+        jobs += [build.land_mm(units) for units in sorted(set(sent_units))]
+        for rows, tokens in instance.buckets.prefill:
+            # A row longer than the next smaller bucket sees at least that bucket's pages.
+            shorter = max((t for r, t in instance.buckets.prefill if r == rows and t < tokens), default=0)
+            least = -(-(shorter + 1) // instance.block_size)
+            pages = [p for p in instance.buckets.prefill_pages if p >= least]
+            jobs += [build.prefill(rows, tokens, p) for p in pages]
+    if instance.performs("D"):
+        jobs += [build.decode(r, p) for r in instance.buckets.decode_rows for p in instance.buckets.decode_pages]
+    if instance.performs("P") and not instance.performs("D"):
+        jobs += [build.gather_kv(n) for n in instance.buckets.move_blocks]
+    if instance.performs("D"):
+        jobs += [build.land_kv(n) for n in instance.buckets.move_blocks]
+    if instance.performs("P") or instance.performs("D"):
+        jobs.append(build.pools())
+    return jobs
+
+
+def encode_sizes(instance: Instance) -> list[int]:
+    """Units of an instance's encode results."""
+    return [units * instance.submesh.width for units in instance.buckets.units]
+
+
+class _Builder:
+    """Makes the jobs of one instance: shapes, shardings and donation of each step, in one place."""
+
+    def __init__(self, instance: Instance):
+        self.i = instance
+        text = instance.model.text
+        self.kv = (self.shape(instance.kv_shape, instance.dtype, instance.kv_sharding),) * text.num_layers
+        self.slots = self.ints(instance.spec.slots + 1)
+        self.mm = self.shape(instance.mm_shape, instance.dtype)
+        self.pool_shardings = (instance.kv_sharding,) * text.num_layers
+
+    def shape(self, dims: Sequence[int], dtype: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(dims), dtype, sharding=sharding or self.i.replicated)
+
+    def ints(self, *dims: int) -> jax.ShapeDtypeStruct:
+        return self.shape(dims, jnp.int32)
+
+    def leaves(self, part: str) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return tuple(self.shape(leaf.shape, leaf.dtype, leaf.sharding) for leaf in self.i.parts[part][1])
+
+    def job(self, key: tuple[str, Any], step: Callable, args: tuple, *, donate: tuple[int, ...] = (), out: Any) -> Job:
+        def lower() -> Any:
+            return jax.jit(step, donate_argnums=donate, out_shardings=out).lower(*args)
+
+        return Job(self.i, key, lower)
+
+    def packed(self, rows: int, pages: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        return self.ints(rows, steps.ROW_FIELDS + pages), self.shape((rows, 2), jnp.float32)
+
+    def staged(self, units: int, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        tokens, d = self.i.model.tokens_per_unit, self.i.model.text.hidden_size
+        return self.shape((units, tokens, d), self.i.dtype, sharding)
+
+    def encode(self, units: int) -> Job:
+        pixels = self.shape((units, *self.i.model.unit_shape), jnp.uint8, self.i.unit_sharding)
+        step = functools.partial(steps.encode, self.i.parts["encoder"][0])
+        return self.job(("encode", units), step, (self.leaves("encoder"), pixels), out=self.i.unit_sharding)
+
+    def land_mm(self, units: int) -> Job:
+        args = (self.mm, self.staged(units), self.ints(units, self.i.model.tokens_per_unit))
+        return self.job(("land_mm", units), steps.land_mm, args, donate=(0,), out=self.i.replicated)
+
+    def stepping(self, key: tuple[str, Any], step: Callable, args: tuple) -> Job:
+        step = functools.partial(step, self.i.parts["language_model"][0])
+        args = (self.leaves("language_model"), self.kv, self.slots, *args)
+        out = (self.i.replicated, self.pool_shardings, self.i.replicated)
+        return self.job(key, step, args, donate=(1, 2), out=out)
+
+    def prefill(self, rows: int, tokens: int, pages: int) -> Job:
+        args = (self.mm, self.ints(rows, tokens), self.ints(rows, tokens), *self.packed(rows, pages))
+        return self.stepping(("prefill", (rows, tokens, pages)), steps.prefill, args)
+
+    def decode(self, rows: int, pages: int) -> Job:
+        return self.stepping(("decode", (rows, pages)), steps.decode, self.packed(rows, pages))
+
+    def moved(self, blocks: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return tuple(self.shape((blocks, *pool.shape[1:]), pool.dtype, pool.sharding) for pool in self.kv)
+
+    def gather_kv(self, blocks: int) -> Job:
+        args = (self.kv, self.slots, self.ints(blocks), self.ints(1))
+        return self.job(("gather_kv", blocks), steps.gather_kv, args, out=(self.pool_shardings, self.i.replicated))
+
+    def land_kv(self, blocks: int) -> Job:
+        args = (self.kv, self.slots, self.moved(blocks), self.ints(1), self.ints(blocks), self.ints(1))
+        out = (self.pool_shardings, self.i.replicated)
+        return self.job(("land_kv", blocks), steps.land_kv, args, donate=(0, 1), out=out)
+
+    def pools(self) -> Job:
+        def zeros() -> Any:
+            return (
+                tuple(jnp.zeros(pool.shape, pool.dtype) for pool in self.kv),
+                jnp.zeros(self.slots.shape, self.slots.dtype),
+                jnp.zeros(self.mm.shape, self.mm.dtype),
+            )
+
+        return self.job(("pools", None), zeros, (), out=(self.pool_shardings, self.i.replicated, self.i.replicated))
