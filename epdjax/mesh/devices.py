@@ -49,7 +49,8 @@ def resolve_mesh(text: str | None) -> tuple[MeshSpec, list[jax.Device]]:
 def _want_cpu_devices(count: int) -> None:
     """Ask for `count` virtual CPU devices; harmless where accelerators are the default platform."""
     try:
-        if jax.config.jax_num_cpu_devices < count:  # a larger number asked for before stays
+        asked: int = getattr(jax.config, "jax_num_cpu_devices", -1)  # unknown to jax's own type hints
+        if asked < count:  # a larger number asked for before stays
             jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # the backend exists already: its devices are what there is
         log.debug("JAX is already initialised; keeping its devices")

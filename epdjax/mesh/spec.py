@@ -1,7 +1,8 @@
 """The mesh spec: one string that says which devices perform which stages.
 
 ``5E2P1D`` is five devices encoding, two prefill instances and one decode instance. The grammar is groups of
-``<count><roles>[x<tensor>]``; roles are one or more of E, P, D; a comma may separate groups, and must after a tensor width.
+``<count><roles>[x<tensor>]``; roles are one or more of E, P, D; a comma may separate groups, and must after a tensor
+width.
 """
 
 import dataclasses
@@ -98,7 +99,9 @@ def _read_group(spec: str, at: int) -> tuple[Group, int]:
     if at < len(spec) and spec[at] in "xX":
         width = re.match(r"\d+", spec[at + 1 :])
         if not width or int(width[0]) == 0:
-            raise MeshSpecError(f"{where}: 'x' must be followed by a tensor width of at least 1, as in {count}{roles}x2")
+            raise MeshSpecError(
+                f"{where}: 'x' must be followed by a tensor width of at least 1, as in {count}{roles}x2"
+            )
         tensor, at = int(width[0]), at + 1 + width.end()
         if at < len(spec) and spec[at] != ",":
             raise MeshSpecError(f"in mesh spec {spec!r} at position {at + 1}: a comma must follow a tensor width")

@@ -1,7 +1,7 @@
 """The Llama-like decoder: Qwen2 and Qwen3 are the same layers with different switches.
 
-How queries meet keys is the caller's business: every layer hands its rotated ``q, k, v`` to an `Attend`. Training and the
-parity tests attend densely; serving writes ``k, v`` into a paged pool first. So this file knows neither caches nor pages.
+How queries meet keys is the caller's business: every layer hands its rotated ``q, k, v`` to an `Attend`. Training and
+the parity tests attend densely; serving writes ``k, v`` into a paged pool first. This file knows no caches.
 
 References: HF ``Qwen2Model``, ``Qwen3Model``.
 """

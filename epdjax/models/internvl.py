@@ -131,7 +131,7 @@ class Encoder(nnx.Module):
 
 
 class InternVL(nnx.Module):
-    """Encoder and language model together: what training, export and parity tests use. Serving builds one of the two."""
+    """Encoder and language model together, for training, export and parity tests; an instance builds what it needs."""
 
     def __init__(self, config: InternVLConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)

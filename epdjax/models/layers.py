@@ -1,7 +1,7 @@
 """The few layers every model here is made of.
 
-Kernels are stored ``[in, out]``. Each parameter names its *logical* axes in its ``logical_axes`` metadata; where those land
-on devices is decided elsewhere (`epdjax.mesh.sharding`), so nothing in this package knows a mesh.
+Kernels are stored ``[in, out]``. Each parameter names its *logical* axes in its ``logical_axes`` metadata; where those
+land on devices is decided elsewhere (`epdjax.mesh.sharding`), so nothing in this package knows a mesh.
 
 Matrix products run in the parameters' dtype; norms are computed in float32 and rounded back, as the Hugging Face
 references do.

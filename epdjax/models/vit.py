@@ -127,9 +127,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         d, patch_values = config.hidden_size, config.patch_size**2 * config.num_channels
         init = jax.nn.initializers.normal(0.02)
-        self.patch_embed = Linear(
-            patch_values, d, axes=("vision_in", "vision_out"), bias=True, dtype=dtype, rngs=rngs
-        )
+        self.patch_embed = Linear(patch_values, d, axes=("vision_in", "vision_out"), bias=True, dtype=dtype, rngs=rngs)
         self.class_token = param(init(rngs.params(), (d,), dtype), (None,))
         self.positions = (
             param(init(rngs.params(), (config.grid**2 + 1, d), dtype), (None, None))

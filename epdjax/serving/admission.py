@@ -67,10 +67,10 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
         )
     decoders = [ledger for ledger in ledgers if ledger.performs("D")]
     if not any(ledger.could_decode(spec) for ledger in decoders):
+        kv = max(ledger.pools["kv"].capacity for ledger in decoders)
         raise TooLong(
-            f"prompt and answer need {blocks_for(spec.total_tokens, config.block_size)} KV blocks and a decode instance "
-            f"has {max(ledger.pools['kv'].capacity for ledger in decoders)}; lower max_tokens, or restart with larger "
-            "--kv-blocks"
+            f"prompt and answer need {blocks_for(spec.total_tokens, config.block_size)} KV blocks and a decode "
+            f"instance has {kv}; lower max_tokens, or restart with larger --kv-blocks"
         )
 
 

@@ -1,6 +1,7 @@
 """Building a deployment: devices, parameters, pool sizes, instances and their compiled steps."""
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from epdjax.mesh.spec import MeshSpec
 from epdjax.models.checkpoint import load_part
 from epdjax.models.registry import Family, abstract_part, config_of, dtype_of, family_of
 from epdjax.serving.admission import SchedulerConfig
-from epdjax.serving.buckets import Buckets, default_buckets
+from epdjax.serving.buckets import default_buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
@@ -83,7 +84,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
     wanted = config.kv_blocks
     instances = {}
     for place in places:
-        kv_blocks = wanted or kv_blocks_that_fit(config, scheduling, lambda n, p=place: instance(p, n))
+        kv_blocks = wanted or kv_blocks_that_fit(config, scheduling, functools.partial(instance, place))
         instances[place.name] = instance(place, kv_blocks)
     jobs = [job for i in instances.values() for job in jobs_of(i, _sent_units(i, instances))]
     programs = compile_all(jobs, progress)

@@ -1,14 +1,15 @@
-"""The engine: one thread that feeds the scheduler and starts the work it answers, and waiters that tell when work is done.
+"""The engine: one thread that feeds the scheduler and starts the work it answers; waiters tell it when work is done.
 
-The loop never waits for a device. It sleeps on one inbox, which receives arrivals, aborts and finished work; then it asks the
-scheduler what to start and dispatches that. A device is given work ahead of time, so while the loop handles the tokens of one
-step the next is already running.
+The loop never waits for a device. It sleeps on one inbox, which receives arrivals, aborts and finished work; then it
+asks the scheduler what to start and dispatches that. A device is given work ahead of time, so while the loop handles
+the tokens of one step the next is already running.
 
-A move is dispatched in two parts: gather and `device_put` at once, the write into the destination's pool only when the data
-has arrived, so that the destination never stalls on a link.
+A move is dispatched in two parts: gather and `device_put` at once, the write into the destination's pool only when the
+data has arrived, so that the destination never stalls on a link.
 """
 
 import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -162,11 +163,11 @@ class Engine:
             wait_for = self._dispatch(work)
         except Exception as error:
             log.exception("could not start %s", type(work).__name__)
-            self._inbox.put(lambda error=error: self._finish(Done(work, None, error)))
+            self._report(work, None, error)
             return
         lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
         fetch = isinstance(work, (Prefill, Decode))
-        self._waiter(work.instance, lane).watch(wait_for, fetch, lambda result, error: self._report(work, result, error))
+        self._waiter(work.instance, lane).watch(wait_for, fetch, functools.partial(self._report, work))
 
     def _report(self, work: Work, result: Any, error: BaseException | None) -> None:
         self._inbox.put(lambda: self._finish(Done(work, result, error)))
@@ -229,7 +230,8 @@ class Engine:
             case MoveMM():
                 target.land_mm(result, self.instances[work.source], work.rows, self.live)
             case MoveKV() if work.request_id in self.live:
-                target.land_kv(*result, work.blocks, work.slot)
+                moved, token = result
+                target.land_kv(moved, token, work.blocks, work.slot)
 
     def _deliver(self, work: Work, tokens: Any) -> dict[str, FinishReason]:
         """Hand the tokens of a step to their requests; returns those whose answer they end."""

@@ -214,9 +214,11 @@ class AsyncLLM(_Serving):
         prompt = await self._prepare(messages)
         loop = asyncio.get_running_loop()
         mailbox = _Mailbox()
-        request = self._request(
-            request_id, prompt, params, lambda output: loop.call_soon_threadsafe(mailbox.put, output)
-        )
+
+        def deliver(output: RequestOutput | RequestError) -> None:
+            loop.call_soon_threadsafe(mailbox.put, output)
+
+        request = self._request(request_id, prompt, params, deliver)
         finished = False
         self._engine.submit(request)
         try:

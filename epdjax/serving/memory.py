@@ -15,9 +15,7 @@ from epdjax.serving.programs import compile_all, jobs_of
 PROBE_BLOCKS = 64
 
 
-def kv_blocks_that_fit(
-    config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]
-) -> int:
+def kv_blocks_that_fit(config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]) -> int:
     """KV blocks for one instance.
 
     Where the device does not tell its memory (CPU), there are enough for half the slots at full length.

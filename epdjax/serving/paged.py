@@ -1,8 +1,8 @@
 """Keys and values in pages: the pools' layout, and attention over them.
 
-A layer's KV pool is one buffer ``[blocks, block_size, 2 * kv_heads, head_dim]`` in which key and value of a head lie next
-to each other (k0, v0, k1, v1, ...), so that a tensor-parallel split keeps them together. Block 0 belongs to nobody:
-padding is written there.
+A layer's KV pool is one buffer ``[blocks, block_size, 2 * kv_heads, head_dim]`` in which key and value of a head lie
+next to each other (k0, v0, k1, v1, ...), so that a tensor-parallel split keeps them together. Block 0 belongs to
+nobody: padding is written there.
 
 This is the XLA reference: it gathers the pages a row may see and attends densely. Faster kernels have to agree with it.
 """

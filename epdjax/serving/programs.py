@@ -16,6 +16,12 @@ import jax.numpy as jnp
 from epdjax.serving import steps
 from epdjax.serving.instance import Instance
 
+# XLA:GPU merges dots that share an input by concatenating their weights, anew in every step: for a decode step that
+# is as many bytes again as it has to read. With a threshold of zero it leaves them alone.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    platform: {"xla_gpu_dot_merger_threshold_mb": "0"} for platform in ("gpu", "cuda")
+}
+
 Progress = Callable[[int, int, str], None]
 """Called with (programs done, programs in all, the one just done)."""
 
@@ -27,6 +33,11 @@ class Job:
     instance: Instance
     key: tuple[str, Any]
     lower: Callable[[], Any]
+
+    def compile(self) -> Any:
+        """The program, as ``jax.stages.Compiled``."""
+        platform = self.instance.submesh.devices[0].platform
+        return self.lower().compile(compiler_options=COMPILER_OPTIONS.get(platform))
 
     @property
     def label(self) -> str:
@@ -42,7 +53,7 @@ def compile_all(jobs: Sequence[Job], progress: Progress | None = None) -> dict[J
     compiled: dict[Job, Any] = {}
     # Tracing holds the GIL and compiling does not: a few more threads than cores keep the compiler busy.
     with concurrent.futures.ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
-        futures = {pool.submit(lambda job=job: job.lower().compile()): job for job in jobs}
+        futures = {pool.submit(job.compile): job for job in jobs}
         for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             job = futures[future]
             compiled[job] = job.instance.programs[job.key] = future.result()

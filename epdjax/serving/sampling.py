@@ -1,4 +1,4 @@
-"""Sampling on the device. What a row gets depends on its own logits, settings, seed and position only, never on the batch."""
+"""Sampling on the device. A row's token depends on its own logits, settings, seed and position, never on the batch."""
 
 import jax
 import jax.numpy as jnp

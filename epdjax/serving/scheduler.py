@@ -1,11 +1,11 @@
 """The scheduler: a pure state machine that decides WHEN.
 
-It is told of arrivals, aborts, finished and failed work, each with a time stamp, and answers with the work to start now.
-It owns every queue and every block count; it reads no clock, starts no thread and touches no array. The live engine runs
-its work on devices; a simulator can run the same object under a virtual clock.
+It is told of arrivals, aborts, finished and failed work, each with a time stamp, and answers with the work to start
+now. It owns every queue and every block count; it reads no clock, starts no thread and touches no array. The live
+engine runs its work on devices; a simulator can run the same object under a virtual clock.
 
-The life of a request is in `request.State`. Wherever it is, one idempotent `_retire` takes it out of every queue and gives
-back everything it holds, as soon as no running work touches it.
+The life of a request is in `request.State`. Wherever it is, `_retire` takes it out of every queue, and gives back
+everything it holds as soon as no running work touches it.
 """
 
 import collections
@@ -348,7 +348,7 @@ class Scheduler:
             )
 
     def _decode(self, ledger: Ledger) -> Work | None:
-        rows = []
+        rows: list[Row] = []
         for request in ledger.running.values():
             if request.scheduled == request.spec.max_tokens or len(rows) == ledger.buckets.decode_rows[-1]:
                 continue

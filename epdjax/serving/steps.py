@@ -1,7 +1,7 @@
 """The step functions: pure functions of flat arrays, one jitted program per bucket and instance.
 
-A model is split once into leaves and a recipe (`Split`); programs take the flat leaves, because dispatching a module costs
-milliseconds. Every step that changes a pool takes it donated and returns it, so the pool stays the same buffer.
+A model is split once into leaves and a recipe (`Split`); programs take the flat leaves, because dispatching a module
+costs milliseconds. Every step that changes a pool takes it donated and returns it, so the pool stays the same buffer.
 
 Rows of a prefill or decode step come packed in one int32 array, to keep host-to-device transfers few: see `pack_rows`.
 """
@@ -49,8 +49,8 @@ class Split:
 def pack_rows(rows: int, pages: int) -> tuple[np.ndarray, np.ndarray]:
     """Zeroed host arrays for a step of `rows` rows: int32 ``[rows, ROW_FIELDS + pages]``, float32 ``[rows, 2]``.
 
-    A row of zeros is padding: it is written to block 0 and slot 0, which belong to nobody. The floats are temperature and
-    top-p.
+    A row of zeros is padding: it is written to block 0 and slot 0, which belong to nobody. The floats are temperature
+    and top-p.
     """
     floats = np.zeros((rows, 2), np.float32)
     floats[:, 1] = 1.0

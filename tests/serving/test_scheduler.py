@@ -1,4 +1,4 @@
-"""The scheduler under random arrivals, aborts, completions and failures: its books balance and nothing waits for ever."""
+"""The scheduler under random arrivals, aborts, completions, failures: books balance, and nothing waits for ever."""
 
 import collections
 

@@ -1,0 +1,28 @@
+"""The ``epdjax`` command: sub-commands that parse arguments and call the library. ``scripts/*.py`` are the same."""
+
+import argparse
+from collections.abc import Sequence
+
+from epdjax.cli import demo, serve
+
+COMMANDS = {"serve": serve, "train-demo": demo.train, "eval-demo": demo.evaluate}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="epdjax", description="Serve large multimodal models, stages apart, on JAX.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+def script(name: str) -> int:
+    """Run a sub-command as a script of its own."""
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(description=command.HELP)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args())

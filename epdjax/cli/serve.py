@@ -1,0 +1,137 @@
+"""``serve``: an OpenAI-compatible server on any split of any devices."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from epdjax.mesh.spec import MeshSpecError
+from epdjax.serving.config import DTYPES, EngineConfig
+from epdjax.serving.limits import ServingLimits
+from epdjax.serving.policies import ASSIGNMENTS, ORDERS
+
+HELP = "Serve a model over HTTP, its stages on separate submeshes."
+DEFAULTS = {field.name: field.default for field in EngineConfig.__dataclass_fields__.values()}
+
+
+def default_compile_cache() -> Path:
+    """Where compiled programs are kept between starts."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epdjax" / "jax"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="DIR", help="checkpoint folder; default: the bundled demo model")
+    add(
+        "--mesh",
+        nargs="?",
+        default="auto",
+        const="auto",
+        metavar="SPEC",
+        help="which devices do what, such as 5E2P1D, 8EPD or 2E1Px2,1Dx4; alone or left out: a split for this machine",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: %(default)s)")
+    add("--served-model-name", metavar="NAME", help="what clients call the model; default: the folder's name")
+    add("--drain-timeout", type=float, default=120.0, metavar="S", help="time to finish after SIGTERM (default: 120)")
+    engine = parser.add_argument_group("engine")
+    add = engine.add_argument
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of weights and caches (default: the checkpoint's; CPU: float32)",
+    )
+    add("--max-model-len", type=int, metavar="N", help="longest prompt and answer together, tokens")
+    add("--max-seqs", type=int, default=DEFAULTS["max_seqs"], metavar="N", help="sequences decoded together")
+    add("--max-chunk", type=int, default=DEFAULTS["max_chunk"], metavar="N", help="prompt tokens per prefill step")
+    add("--max-units", type=int, default=DEFAULTS["max_units"], metavar="N", help="encode units per device and step")
+    add("--block-size", type=int, default=DEFAULTS["block_size"], metavar="N", help="tokens per KV block")
+    add("--kv-blocks", type=int, metavar="N", help="KV blocks per instance; default: what memory leaves")
+    add("--mm-blocks", type=int, metavar="N", help="MM blocks (one encode unit each) per prefill instance")
+    add("--memory-share", type=float, default=DEFAULTS["memory_share"], metavar="X", help="of device memory to use")
+    add("--no-irp", action="store_true", help="encode each unit on one encoder instead of sharing a request among all")
+    add("--order", choices=tuple(ORDERS), default="fcfs", help="in which queues are served")
+    add("--assignment", choices=tuple(ASSIGNMENTS), default="least-loaded", help="of requests to instances")
+    add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
+    add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
+    limits = ServingLimits()
+    media = parser.add_argument_group("media")
+    add = media.add_argument
+    add("--max-images", type=int, default=limits.max_images_per_request, metavar="N", help="pictures per request")
+    add("--max-image-pixels", type=int, default=limits.max_image_pixels, metavar="N", help="pixels per picture")
+    add("--allow-remote-media", action="store_true", help="fetch http(s) picture URLs (never from private addresses)")
+    add("--allowed-media-host", action="append", default=[], metavar="HOST", help="only these hosts; may be repeated")
+    add("--allowed-local-media-path", type=Path, metavar="DIR", help="allow file: URLs below this folder")
+
+
+def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
+    """`EngineConfig` fields from parsed arguments."""
+    same = (
+        "mesh served_model_name dtype max_model_len max_seqs max_chunk max_units block_size kv_blocks mm_blocks "
+        "memory_share order assignment max_requests"
+    )
+    cache = arguments.compile_cache
+    return {
+        **{name: getattr(arguments, name) for name in same.split()},
+        "irp": not arguments.no_irp,
+        "compile_cache": None if cache == "none" else cache,
+        "limits": ServingLimits(
+            max_images_per_request=arguments.max_images,
+            max_image_pixels=arguments.max_image_pixels,
+            allow_remote_media=arguments.allow_remote_media,
+            allowed_media_hosts=tuple(arguments.allowed_media_host),
+            allowed_local_media_path=arguments.allowed_local_media_path,
+        ),
+    }
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build the engine, serve, and say how to ask."""
+    # Imported here so that `--help` and argument errors do not wait for JAX.
+    from epdjax.cli.invitation import invitation
+    from epdjax.cli.progress import CompileProgress
+    from epdjax.demo import demo_model_path
+    from epdjax.serving.http.app import create_app
+    from epdjax.serving.http.server import serve
+    from epdjax.serving.llm import AsyncLLM
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    model = arguments.model or demo_model_path()
+    settings = engine_settings(arguments)
+    if arguments.model is None and arguments.served_model_name is None:
+        settings["served_model_name"] = "epdjax-demo"
+    started = time.monotonic()
+    try:
+        with CompileProgress() as progress:
+            llm = AsyncLLM(model, progress=progress, **settings)  # type: ignore[arg-type]
+    except (MeshSpecError, ValueError) as error:
+        print(f"cannot serve: {error}", file=sys.stderr)
+        return 2
+    print(_summary(llm, time.monotonic() - started), flush=True)
+    try:
+        return serve(
+            create_app(llm),
+            arguments.host,
+            arguments.port,
+            drain_timeout_s=arguments.drain_timeout,
+            on_ready=lambda host, port: print(invitation(host, port, llm.model_name), flush=True),
+        )
+    except OSError as error:
+        print(f"cannot listen on {arguments.host} port {arguments.port}: {error}", file=sys.stderr)
+        return 2
+
+
+def _summary(llm: object, seconds: float) -> str:
+    deployment = llm.deployment  # type: ignore[attr-defined]
+    lines = [f"mesh {deployment.spec}, ready in {seconds:.1f} s ({len(deployment.programs)} programs)"]
+    stages = {"E": "encode", "P": "prefill", "D": "decode"}
+    for name, instance in deployment.instances.items():
+        roles = " + ".join(stages[role] for role in instance.roles)
+        weights = sum(leaf.nbytes for _, leaves in instance.parts.values() for leaf in leaves) / 2**20
+        devices = ", ".join(str(device) for device in instance.submesh.devices)
+        lines.append(f"  {name}: {roles} on {devices}; {' and '.join(instance.parts)}, {weights:.1f} MiB")
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Names of InternVL's tensors, as ``InternVLForConditionalGeneration.save_pretrained`` writes them."""
+
+from typing import Any
+
+import numpy as np
+
+from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat, leading_ones, linear_rules, norm_rules
+
+
+def _conv_shape(shape: Shape, config: Any) -> Shape:
+    vision = config.vision
+    return (shape[1], vision.num_channels, vision.patch_size, vision.patch_size)
+
+
+def _load_conv(x_dcpp: np.ndarray, shape: Shape) -> np.ndarray:
+    return x_dcpp.transpose(2, 3, 1, 0).reshape(shape)
+
+
+def _save_conv(x: np.ndarray, hf_shape: Shape) -> np.ndarray:
+    d, channels, rows, cols = hf_shape
+    return x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
+
+
+# torch's Conv2d weight [d, channels, rows, cols] is the matrix that the vision tower applies to patches flattened as
+# (rows, cols, channels).
+PATCH_CONV = Transform(_conv_shape, _load_conv, _save_conv)
+
+_VISION = "vision_tower.encoder.layer.{}"
+_OURS = "tower.layers.{}"
+
+ENCODER = flat(
+    (
+        KeyRule("vision_tower.embeddings.cls_token", "encoder", "tower.class_token", leading_ones(2)),
+        KeyRule("vision_tower.embeddings.position_embeddings", "encoder", "tower.positions", leading_ones(1)),
+        KeyRule(
+            "vision_tower.embeddings.patch_embeddings.projection.weight",
+            "encoder",
+            "tower.patch_embed.kernel",
+            PATCH_CONV,
+        ),
+        KeyRule("vision_tower.embeddings.patch_embeddings.projection.bias", "encoder", "tower.patch_embed.bias"),
+        KeyRule(f"{_VISION}.lambda_1", "encoder", f"{_OURS}.scale1"),
+        KeyRule(f"{_VISION}.lambda_2", "encoder", f"{_OURS}.scale2"),
+    ),
+    norm_rules(f"{_VISION}.layernorm_before", "encoder", f"{_OURS}.norm1"),
+    norm_rules(f"{_VISION}.layernorm_after", "encoder", f"{_OURS}.norm2"),
+    *(linear_rules(f"{_VISION}.attention.{x}_proj", "encoder", f"{_OURS}.attention.{x}_proj") for x in "qkv"),
+    linear_rules(f"{_VISION}.attention.projection_layer", "encoder", f"{_OURS}.attention.o_proj"),
+    *(norm_rules(f"{_VISION}.attention.{x}_norm", "encoder", f"{_OURS}.attention.{x}_norm") for x in "qk"),
+    linear_rules(f"{_VISION}.mlp.fc1", "encoder", f"{_OURS}.fc1"),
+    linear_rules(f"{_VISION}.mlp.fc2", "encoder", f"{_OURS}.fc2"),
+    norm_rules("vision_tower.layernorm", "encoder", "tower.final_norm"),
+    norm_rules("multi_modal_projector.layer_norm", "encoder", "projector.norm"),
+    linear_rules("multi_modal_projector.linear_1", "encoder", "projector.linear_1"),
+    linear_rules("multi_modal_projector.linear_2", "encoder", "projector.linear_2"),
+)
+
+
+def decoder_rules(model: str, head: str, part: str) -> tuple[KeyRule, ...]:
+    """Qwen2 and Qwen3: `model` is the prefix of ``Qwen2Model``'s tensors, `head` the name of the head."""
+    layer, ours = f"{model}.layers.{{}}", "layers.{}"
+    return flat(
+        (KeyRule(f"{model}.embed_tokens.weight", part, "embedding"),),
+        norm_rules(f"{layer}.input_layernorm", part, f"{ours}.input_norm"),
+        norm_rules(f"{layer}.post_attention_layernorm", part, f"{ours}.post_norm"),
+        *(linear_rules(f"{layer}.self_attn.{x}_proj", part, f"{ours}.attention.{x}_proj") for x in "qkvo"),
+        *(norm_rules(f"{layer}.self_attn.{x}_norm", part, f"{ours}.attention.{x}_norm") for x in "qk"),
+        *(linear_rules(f"{layer}.mlp.{x}_proj", part, f"{ours}.mlp.{x}_proj") for x in ("gate", "up", "down")),
+        norm_rules(f"{model}.norm", part, "norm"),
+        linear_rules(head, part, "head"),
+    )
+
+
+INTERNVL_KEYS = KeyMap(
+    rules=ENCODER + decoder_rules("language_model.model", "language_model.lm_head", "language_model"),
+    # What the modules are called in memory under transformers 5; some tools write those names.
+    aliases=(
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    extras=(
+        Extra(
+            r"language_model\.lm_head\.weight",
+            when=lambda config: config.text.tie_embeddings,
+            same_as="language_model.model.embed_tokens.weight",
+        ),
+        Extra(r"vision_tower\.embeddings\.mask_token"),  # only masked pre-training reads it
+        Extra(r".*\.rotary_emb\.inv_freq"),  # a buffer that old versions saved
+    ),
+)

@@ -1,0 +1,126 @@
+"""How the tensor names and layouts of a Hugging Face checkpoint correspond to parameters of our modules.
+
+One table of rules per family serves both directions: loading asks where a parameter's values are, exporting asks what
+to call them. Paths of parameters are written with dots (``tower.layers.0.fc1.kernel``); ``{}`` stands for a layer's
+number.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How a tensor is laid out in the checkpoint and in our parameter.
+
+    Attributes:
+        hf_shape: (shape of our parameter, model config) to the checkpoint's shape.
+        load: (checkpoint tensor, our shape) to our layout.
+        save: (our array, checkpoint shape) to the checkpoint's layout.
+    """
+
+    hf_shape: Callable[[Shape, Any], Shape]
+    load: Callable[[np.ndarray, Shape], np.ndarray]
+    save: Callable[[np.ndarray, Shape], np.ndarray]
+
+
+SAME = Transform(lambda shape, _: shape, lambda x, _: x, lambda x, _: x)
+TRANSPOSED = Transform(lambda shape, _: shape[::-1], lambda x, _: x.T, lambda x, _: x.T)
+
+
+def leading_ones(count: int) -> Transform:
+    """`count` axes of length 1 that the checkpoint puts before ours."""
+    return Transform(
+        lambda shape, _: (1,) * count + shape, lambda x, shape: x.reshape(shape), lambda x, shape: x.reshape(shape)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyRule:
+    """One checkpoint name (``{}`` for the layer), the part and path it fills, and how it is laid out."""
+
+    hf: str
+    part: str
+    path: str
+    transform: Transform = SAME
+
+
+def linear_rules(hf: str, part: str, path: str) -> tuple[KeyRule, ...]:
+    """Weight and bias of a torch ``nn.Linear``."""
+    return (
+        KeyRule(f"{hf}.weight", part, f"{path}.kernel", TRANSPOSED),
+        KeyRule(f"{hf}.bias", part, f"{path}.bias"),
+    )
+
+
+def norm_rules(hf: str, part: str, path: str) -> tuple[KeyRule, ...]:
+    """Weight and bias of a norm."""
+    return KeyRule(f"{hf}.weight", part, f"{path}.scale"), KeyRule(f"{hf}.bias", part, f"{path}.bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """Tensors that a checkpoint may hold although the model has no parameter for them.
+
+    Attributes:
+        pattern: regular expression that the whole canonical name matches.
+        when: whether the model config makes the tensor harmless.
+        same_as: canonical name of the tensor it repeats; loading compares the two, since a difference would mean that
+            the config misdescribes the checkpoint.
+    """
+
+    pattern: str
+    when: Callable[[Any], bool] = lambda config: True
+    same_as: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyMap:
+    """All rules of a family.
+
+    Attributes:
+        rules: one per kind of parameter; each part and path at most once.
+        aliases: (prefix, canonical prefix) pairs for layouts that name the same tensors differently; first match wins.
+        extras: known tensors to leave alone.
+    """
+
+    rules: tuple[KeyRule, ...]
+    aliases: tuple[tuple[str, str], ...] = ()
+    extras: tuple[Extra, ...] = ()
+
+    def __post_init__(self) -> None:
+        by_path = {(rule.part, rule.path): rule for rule in self.rules}
+        assert len(by_path) == len(self.rules), "a path has two rules"
+        object.__setattr__(self, "_by_path", by_path)
+
+    def canonical(self, name: str) -> str:
+        """The name as the rules spell it, for a name of any layout known."""
+        for prefix, canonical in self.aliases:
+            if name.startswith(prefix):
+                return canonical + name.removeprefix(prefix)
+        return name
+
+    def source(self, part: str, path: str) -> tuple[str, Transform]:
+        """Canonical checkpoint name and layout of the parameter at `path` of `part`.
+
+        Raises:
+            KeyError: no rule; a parameter was added to a module and not to its table.
+        """
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", path)
+        rule: KeyRule = self._by_path[part, re.sub(r"(?<=\.)\d+(?=\.)", "{}", path)]  # type: ignore[attr-defined]
+        return rule.hf.format(*numbers), rule.transform
+
+    def extra(self, name: str, config: Any) -> Extra | None:
+        """The rule that lets canonical `name` be left alone under `config`, if there is one."""
+        return next((e for e in self.extras if re.fullmatch(e.pattern, name) and e.when(config)), None)
+
+
+def flat(*groups: Iterable[KeyRule]) -> tuple[KeyRule, ...]:
+    """Rules of several groups in one tuple."""
+    return tuple(rule for group in groups for rule in group)

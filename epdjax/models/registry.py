@@ -1,0 +1,151 @@
+"""The families of models that can be served: one entry here registers a family."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from epdjax.models.decoder import LanguageModel
+from epdjax.models.internvl import Encoder, InternVL, InternVLConfig
+from epdjax.models.internvl_keys import INTERNVL_KEYS
+from epdjax.models.keymap import KeyMap
+from epdjax.models.processing import InternVLProcessor
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What has to be known of a family of models to serve it.
+
+    Attributes:
+        model_type: as ``config.json`` spells it.
+        read_config: (config.json, the image processor's settings or None) to the family's config; ValueError for
+            what the family cannot honour.
+        parts: what a role can need, ``encoder`` and ``language_model``, each built as ``part(config, dtype=, rngs=)``.
+        model: all parts in one module, as attributes of the same names.
+        key_map: names of the tensors in checkpoints.
+        processor: built as ``processor(folder, config)``; tokenizer, chat template and media processing.
+    """
+
+    model_type: str
+    read_config: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Any]
+    parts: Mapping[str, Callable[..., nnx.Module]]
+    model: Callable[..., nnx.Module]
+    key_map: KeyMap
+    processor: type
+
+
+def _language_model(config: InternVLConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> LanguageModel:
+    return LanguageModel(config.text, dtype=dtype, rngs=rngs)
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family(
+            model_type="internvl",
+            read_config=InternVLConfig.from_hf,
+            parts={"encoder": Encoder, "language_model": _language_model},
+            model=InternVL,
+            key_map=INTERNVL_KEYS,
+            processor=InternVLProcessor,
+        ),
+    )
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at `path`.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def read_hf_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no config.json in {folder}: expected the folder of a Hugging Face checkpoint on this machine"
+        )
+    return read_json(path)
+
+
+def read_preprocessor(folder: str | Path) -> dict[str, Any] | None:
+    """Settings of the image processor, from where transformers 5 or 4 writes them; None if neither is there."""
+    nested = Path(folder) / "processor_config.json"
+    if nested.is_file() and "image_processor" in (settings := read_json(nested)):
+        return settings["image_processor"]
+    path = Path(folder) / "preprocessor_config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def family_for(hf_config: Mapping[str, Any]) -> Family:
+    """The family of a model whose ``config.json`` is `hf_config`.
+
+    Raises:
+        ValueError: an unknown ``model_type`` (the message lists the known ones), or a quantised checkpoint.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+    text = hf_config.get("text_config") or {}
+    quantisation = hf_config.get("quantization_config") or text.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unknown method")
+        raise ValueError(f"this checkpoint is quantised ({method}), which is not supported: use the unquantised one")
+    return FAMILIES[model_type]
+
+
+def family_of(folder: str | Path) -> Family:
+    """The family of the checkpoint in `folder`.
+
+    Raises:
+        ValueError: no config.json, an unknown ``model_type``, or a quantised checkpoint.
+    """
+    return family_for(read_hf_config(folder))
+
+
+def config_of(folder: str | Path) -> Any:
+    """The config of the checkpoint in `folder`, as its family reads it.
+
+    Raises:
+        ValueError: as `family_of`, or a field the family cannot honour.
+    """
+    hf_config = read_hf_config(folder)
+    return family_for(hf_config).read_config(hf_config, read_preprocessor(folder))
+
+
+def dtype_of(folder: str | Path) -> jnp.dtype:
+    """The dtype that the checkpoint in `folder` says it is stored in; float32 if it does not say."""
+    hf_config = read_hf_config(folder)
+    text = hf_config.get("text_config") or {}
+    names = (source.get(key) for source in (hf_config, text) for key in ("dtype", "torch_dtype"))
+    return jnp.dtype(next((str(name) for name in names if name), "float32"))
+
+
+def abstract_part(family: Family, config: Any, part: str, dtype: Any) -> nnx.Module:
+    """A part without values: its parameters are ``jax.ShapeDtypeStruct`` and keep their ``logical_axes`` metadata.
+
+    Raises:
+        ValueError: the family has no such part.
+    """
+    if part not in family.parts:
+        raise ValueError(f"{family.model_type} has no part {part!r}; parts: {', '.join(family.parts)}")
+    build = family.parts[part]
+    return nnx.eval_shape(lambda: build(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))

@@ -1,0 +1,206 @@
+"""From pictures and messages to tiles and token ids."""
+
+import concurrent.futures
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from epdjax.models import config_of
+from epdjax.models.internvl import normalise
+from epdjax.models.processing import InternVLProcessor, MediaShape
+from tests.models.tiny import CHAT_TEMPLATE, make_tiny_checkpoint, write_processor_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> InternVLProcessor:
+    return InternVLProcessor(folder, config_of(folder))
+
+
+def with_template(folder: Path, tmp_path: Path, template: str | None) -> InternVLProcessor:
+    write_processor_files(tmp_path, chat_template=template)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return InternVLProcessor(tmp_path, config_of(tmp_path))
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def message(*parts: Any) -> list[dict[str, Any]]:
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_media_shape_is_what_prepare_makes(processor: InternVLProcessor, width: int, height: int) -> None:
+    item = processor.prepare(Image.new("RGB", (width, height), (9, 8, 7)))
+    assert item.shape == processor.media_shape(width, height)
+    assert item.units_uhwc.shape == (item.shape.units, 28, 28, 3)
+    assert item.shape.tokens == 4 * item.shape.units
+    assert item.size == (width, height)
+    assert (item.units_uhwc == np.array([9, 8, 7])).all()  # no channel mixed up, whatever the shape
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 1), (3, 50), (50, 3), (3, 3), (1, 3), (4, 1)])
+def test_odd_sizes(processor: InternVLProcessor, width: int, height: int) -> None:
+    image = picture(width, height)
+    item = processor.prepare(image)
+    assert item.shape == processor.media_shape(width, height)
+    thumbnail = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(item.units_uhwc[-1], thumbnail)
+
+
+def test_tiles_are_rows_of_the_resized_picture(processor: InternVLProcessor) -> None:
+    image = picture(90, 60)  # 3 columns, 2 rows
+    tiles = processor.prepare(image).units_uhwc
+    assert len(tiles) == 7
+    whole = np.asarray(image.resize((84, 56), Image.Resampling.BICUBIC))
+    for i in range(6):
+        row, column = divmod(i, 3)
+        np.testing.assert_array_equal(tiles[i], whole[row * 28 :, column * 28 :][:28, :28])
+
+
+def test_device_normalisation_is_the_processors(processor: InternVLProcessor) -> None:
+    for width, height in [(28, 28), (90, 60), (3, 50)]:
+        image = picture(width, height)
+        expected = np.stack(processor.image_processor(image, crop_to_patches=True)["pixel_values"])
+        config = processor.config
+        ours = jax.jit(normalise, static_argnums=(1, 2))(
+            processor.prepare(image).units_uhwc, config.image_mean, config.image_std
+        )
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(processor: InternVLProcessor, mode: str) -> None:
+    assert processor.prepare(Image.new(mode, (40, 30))).units_uhwc.dtype == np.uint8
+
+
+def test_transparency_is_white(processor: InternVLProcessor) -> None:
+    assert (processor.prepare(Image.new("RGBA", (40, 30), (10, 20, 30, 0))).units_uhwc == 255).all()
+
+
+def test_what_is_not_a_picture(processor: InternVLProcessor) -> None:
+    with pytest.raises(ValueError, match=r"PIL\.Image"):
+        processor.prepare(np.zeros((3, 3, 3), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 x 5"):
+        processor.media_shape(0, 5)
+
+
+def test_prompt(processor: InternVLProcessor) -> None:
+    one, two = picture(28, 28), picture(60, 28)
+    prompt = processor.prompt(message("Look: ", one, two, "the end"))
+    tokenizer = processor.tokenizer
+    assert [item.shape.units for item in prompt.media] == [1, 3]
+    text = "<|im_start|>user\nLook: <img>{}</img>\n<img>{}</img>\nthe end<|im_end|>\n<|im_start|>assistant\n"
+    expected = text.format("<IMG_CONTEXT>" * 4, "<IMG_CONTEXT>" * 12)
+    assert tokenizer.decode(prompt.token_ids) == expected
+    assert prompt.token_ids.dtype == prompt.mm_positions.dtype == np.int32
+    np.testing.assert_array_equal(prompt.mm_positions, np.flatnonzero(prompt.token_ids == processor.placeholder_id))
+    assert len(prompt.mm_positions) == 16
+    assert processor.eos_token_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_plain_prompts(processor: InternVLProcessor) -> None:
+    token_ids, mm_positions = processor.encode("Hello there")
+    assert processor.tokenizer.decode(token_ids) == "Hello there"
+    assert len(mm_positions) == 0
+    token_ids, mm_positions = processor.encode("a <IMG_CONTEXT> b", [MediaShape(2, (4, 4))])
+    assert len(mm_positions) == 8
+    for text, shapes in (("no picture", [MediaShape(1, (4,))]), ("a <IMG_CONTEXT> too many", [])):
+        with pytest.raises(ValueError, match="placeholders"):
+            processor.encode(text, shapes)
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        (message("<IMG_CONTEXT>"), "text may not contain"),
+        (message(picture(3, 3), "see <IMG_CONTEXT>"), "text may not contain"),
+        ([{"role": "user", "content": "<IMG_CONTEXT>"}], "text may not contain"),
+        (message("<IMG_", "CONTEXT>"), "1 '<IMG_CONTEXT>' placeholders for 0 pictures"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "placeholders for 0 pictures"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "'video'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "string under 'text'"),
+        ([{"role": "user", "content": 3}], "string or a list"),
+        ([{"content": "no role"}], "role"),
+        (["just text"], "role"),
+    ],
+)
+def test_messages_that_are_refused(processor: InternVLProcessor, messages: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        processor.prompt(messages)
+
+
+STRINGS_ONLY = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\\n' + message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PRINTS_ANYTHING = STRINGS_ONLY.replace("+", "~")
+LISTS_ONLY = CHAT_TEMPLATE.replace("message['content'] is string", "false")
+
+
+@pytest.mark.parametrize("template", [STRINGS_ONLY, PRINTS_ANYTHING, LISTS_ONLY])
+def test_templates_of_either_kind(processor: InternVLProcessor, folder: Path, tmp_path: Path, template: str) -> None:
+    other = with_template(folder, tmp_path, template)
+    for messages in (message("hi"), [{"role": "user", "content": "hi"}], message(picture(9, 9), "What is this?")):
+        assert other.render(messages) == processor.render(messages)
+
+
+def test_checkpoint_without_a_template(folder: Path, tmp_path: Path) -> None:
+    other = with_template(folder, tmp_path, None)
+    assert len(other.encode("hi")[0]) > 0
+    with pytest.raises(ValueError, match="no chat template"):
+        other.prompt(message("hi"))
+
+
+def test_a_template_that_refuses(folder: Path, tmp_path: Path) -> None:
+    other = with_template(folder, tmp_path, "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}")
+    with pytest.raises(ValueError, match="one only"):
+        other.render(message("hi") * 2)
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
+def test_files_that_are_missing(folder: Path, tmp_path: Path, missing: str) -> None:
+    write_processor_files(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match="cannot load"):
+        InternVLProcessor(tmp_path, config_of(folder))
+
+
+def test_settings_where_transformers_5_writes_them(folder: Path, tmp_path: Path) -> None:
+    write_processor_files(tmp_path, max_patches=3)
+    plain = tmp_path / "preprocessor_config.json"
+    nested = {"image_seq_length": 4, "image_processor": json.loads(plain.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}}
+    plain.unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    other = InternVLProcessor(tmp_path, config_of(tmp_path))
+    assert other.config.image_mean == (0.1, 0.2, 0.3)
+    assert other.media_shape(300, 100).units == 4
+
+
+def test_from_many_threads(processor: InternVLProcessor) -> None:
+    messages = [message(picture(20 + 9 * i, 40, i), f"picture {i}") for i in range(12)]
+    expected = [processor.prompt(m) for m in messages]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        prompts = list(pool.map(processor.prompt, messages * 4))
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_array_equal(prompt.token_ids, expected[i % 12].token_ids)
+        np.testing.assert_array_equal(prompt.media[0].units_uhwc, expected[i % 12].media[0].units_uhwc)

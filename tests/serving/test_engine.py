@@ -1,0 +1,234 @@
+"""What the engine promises of devices: who holds what, what never crosses the host, what is never compiled late."""
+
+import threading
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+from epdjax import LLM, SamplingParams
+from epdjax.serving.errors import StepFailed, TooLong
+from epdjax.serving.outputs import RequestOutput
+from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path):
+    with make_llm(checkpoint, "2E1P1D") as llm:
+        yield llm
+
+
+def test_an_instance_holds_only_the_parts_its_roles_need(llm: LLM) -> None:
+    encoder = language = 0
+    for instance in llm.deployment.instances.values():
+        needed = {"encoder"} if instance.roles == "E" else {"language_model"}
+        assert set(instance.parts) == needed
+        held = sum(leaf.nbytes for _, leaves in instance.parts.values() for leaf in leaves)
+        devices = set(instance.submesh.devices)
+        assert all(leaf.sharding.device_set == devices for _, leaves in instance.parts.values() for leaf in leaves)
+        if instance.roles == "E":
+            encoder = held
+        else:
+            language = held
+    # Beside the parameters of its role nothing of the model's size lies on a device: whatever a loader might have left
+    # there would show up among all live arrays.
+    own = {id(leaf) for i in llm.deployment.instances.values() for _, ls in i.parts.values() for leaf in ls}
+    own |= {id(a) for i in llm.deployment.instances.values() if i.pools for a in (*i.pools, i.last_tokens, i.mm_pool)}
+    used = {device for i in llm.deployment.instances.values() for device in i.submesh.devices}
+    strays = [a for a in jax.live_arrays() if a.sharding.device_set <= used and id(a) not in own]
+    assert sum(a.nbytes for a in strays) < min(encoder, language) / 10
+
+
+def test_mm_tokens_and_kv_never_visit_the_host(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard forbids implicit copies; what is fetched or put explicitly is looked at, and is small or pixels."""
+    fetched: list[tuple[int, ...]] = []
+    uploaded: list[tuple[tuple[int, ...], np.dtype]] = []
+    device_get, device_put = jax.device_get, jax.device_put
+
+    def spy_get(tree):
+        fetched.extend(leaf.shape for leaf in jax.tree.leaves(tree))
+        return device_get(tree)
+
+    def spy_put(tree, *args, **kwargs):
+        uploaded.extend((a.shape, a.dtype) for a in jax.tree.leaves(tree) if isinstance(a, np.ndarray))
+        return device_put(tree, *args, **kwargs)
+
+    monkeypatch.setattr(jax, "device_get", spy_get)
+    monkeypatch.setattr(jax, "device_put", spy_put)
+    previous = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", "disallow")  # for every thread, the engine's and the waiters' included
+    try:
+        llm.chat(list(CONVERSATIONS.values()), GREEDY)
+    finally:
+        jax.config.update("jax_transfer_guard", previous or "allow")
+    assert fetched and all(len(shape) == 1 for shape in fetched), "only sampled tokens come back"
+    floats = [shape for shape, dtype in uploaded if dtype.kind == "f"]
+    assert all(shape[-1] == 2 for shape in floats), "the only floats that go up are sampling settings"
+    assert any(dtype == np.uint8 for _, dtype in uploaded), "pixels go up as uint8"
+
+
+def test_the_kv_pool_is_updated_in_place(llm: LLM) -> None:
+    def where() -> dict[str, list[int]]:
+        return {
+            name: [pool.unsafe_buffer_pointer() for pool in (*i.pools, i.mm_pool)]
+            for name, i in llm.deployment.instances.items()
+            if i.pools
+        }
+
+    before = where()
+    llm.chat(list(CONVERSATIONS.values()), GREEDY)
+    assert where() == before
+
+
+def test_no_compile_after_ready(llm: LLM) -> None:
+    """200 requests of all kinds, lengths and settings."""
+    compiled: list[str] = []
+    lock = threading.Lock()
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if "compile" in event and "cache" not in event:
+            with lock:
+                compiled.append(event)
+
+    rng = np.random.default_rng(0)
+    pictures = [picture(int(w), int(h), i) for i, (w, h) in enumerate(rng.integers(10, 120, (12, 2)))]
+    conversations, params = [], []
+    for _ in range(200):
+        count = int(rng.integers(0, 3))
+        chosen = [pictures[int(k)] for k in rng.integers(0, len(pictures), count)]
+        conversations.append(ask("the " * int(rng.integers(1, 20)), *chosen))
+        params.append(
+            SamplingParams(
+                temperature=float(rng.choice([0.0, 0.7, 1.5])),
+                top_k=int(rng.choice([0, 5])),
+                top_p=float(rng.choice([1.0, 0.8])),
+                max_tokens=int(rng.integers(1, 16)),
+                stop=("x",) if rng.random() < 0.2 else (),
+            )
+        )
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        outputs = llm.chat(conversations, params)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(outputs) == 200
+    assert all(output.finished for output in outputs)
+    assert compiled == []
+    assert llm._engine.scheduler.idle
+    llm._engine.scheduler.check()
+
+
+def test_the_compile_listener_hears_compiles() -> None:
+    """The test above would pass on a deaf listener."""
+    heard: list[str] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        heard.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x * 3.25 + 1)(np.ones(7, np.float32))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert any("compile" in event and "cache" not in event for event in heard)
+
+
+def test_answers_end_at_stop_tokens_stop_strings_and_lengths(llm: LLM) -> None:
+    conversation = CONVERSATIONS["many tiles"]
+    full = llm.chat(conversation, GREEDY)[0].outputs[0]
+    assert full.finish_reason == "length" and len(full.token_ids) == 12
+    one = llm.chat(conversation, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))[0].outputs[0]
+    assert one.token_ids == full.token_ids[:1] and one.finish_reason == "length"
+    third = full.token_ids[2]
+    first = full.token_ids.index(third)
+    stopped = llm.chat(
+        conversation, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=(third,))
+    )[0].outputs[0]
+    assert stopped.token_ids == full.token_ids[: first + 1] and stopped.finish_reason == "stop"
+    middle = full.text[len(full.text) // 2]
+    at_text = llm.chat(conversation, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=(middle,)))[0]
+    assert at_text.outputs[0].text == full.text[: full.text.index(middle)]
+    assert at_text.outputs[0].finish_reason == "stop"
+
+
+def test_a_request_that_never_fits_says_why_and_costs_nobody_else(llm: LLM) -> None:
+    with pytest.raises(TooLong, match="context of 256"):
+        llm.chat(ask("the " * 300), GREEDY)
+    with pytest.raises(TooLong, match="lower max_tokens"):
+        llm.chat(ask("the"), SamplingParams(max_tokens=1000))
+    assert llm.chat(ask("the"), GREEDY)[0].finished
+
+
+@pytest.mark.parametrize("step", ["encode", "prefill", "decode", "land_kv", "land_mm"])
+def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program raises once. Requests in it end in an error; the engine, its blocks and later answers are unharmed."""
+    conversation = CONVERSATIONS["many tiles"]
+    before = llm.chat(conversation, GREEDY)[0].outputs[0].token_ids
+    instance = next(i for i in llm.deployment.instances.values() if any(k[0] == step for k in i.programs))
+    programs, failures = dict(instance.programs), []
+
+    def broken(*_: object) -> None:
+        failures.append(step)
+        instance.programs.update(programs)
+        raise RuntimeError("injected: 0xdeadbeef")
+
+    instance.programs.update({key: broken for key in programs if key[0] == step})
+    with pytest.raises(StepFailed) as error:
+        llm.chat(conversation, GREEDY)
+    assert failures == [step]
+    assert "0x" not in str(error.value)
+    assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == before
+    llm._engine.scheduler.check()
+
+
+def test_lost_pools_are_made_anew(llm: LLM) -> None:
+    conversation = CONVERSATIONS["two pictures"]
+    before = llm.chat(conversation, GREEDY)[0].outputs[0].token_ids
+    instance = llm.deployment.instances["D0"]
+    for pool in instance.pools:
+        pool.delete()
+    with pytest.raises(StepFailed):
+        llm.chat(conversation, GREEDY)
+    assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == before
+
+
+def test_aborts_at_any_moment_free_everything(llm: LLM) -> None:
+    """Requests are aborted when their first, third... token arrives, or before any work is done."""
+    engine = llm._engine
+    ended: dict[str, threading.Event] = {}
+    prompts = [llm._chat_prompt(some) for some in CONVERSATIONS.values()]
+    for number in range(24):
+        request_id, over = f"abort-{number}", threading.Event()
+        ended[request_id] = over
+
+        def sink(output, request_id=request_id, over=over, after=number % 5) -> None:
+            if not isinstance(output, RequestOutput) or output.finished:
+                over.set()
+            elif len(output.outputs[0].token_ids) == after:
+                engine.abort(request_id)
+
+        engine.submit(llm._request(request_id, prompts[number % len(prompts)], GREEDY, sink))
+        if number % 5 == 0:
+            engine.abort(request_id)
+    assert all(over.wait(60) for over in ended.values())
+    llm.chat(CONVERSATIONS["text only"], GREEDY)
+    assert engine.scheduler.idle or not engine.counts()
+    engine.scheduler.check()
+
+
+def test_shutdown_drains_or_refuses(checkpoint: Path) -> None:
+    llm = make_llm(checkpoint, "1EPD")
+    results: list[object] = []
+    prompt = llm._chat_prompt(CONVERSATIONS["many tiles"])
+    for number in range(4):
+        llm._engine.submit(llm._request(f"r{number}", prompt, GREEDY, results.append))
+    llm._engine.shutdown(drain=True, timeout_s=60)
+    finished = [r for r in results if isinstance(r, RequestOutput) and r.finished]
+    assert len(finished) == 4 and all(len(r.outputs[0].token_ids) == 12 for r in finished)
+    late: list[object] = []
+    llm._engine.submit(llm._request("late", prompt, GREEDY, late.append))
+    assert len(late) == 1 and "shut down" in str(late[0])

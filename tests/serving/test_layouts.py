@@ -1,0 +1,68 @@
+"""The central test of the project: the same answer from every mesh spec, alone and in company, cold and warm."""
+
+from pathlib import Path
+
+import pytest
+
+from epdjax import SamplingParams
+from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+SEEDED = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
+STRANGERS = [(ask("what in the", picture(90, 30, 9)), 20), (ask("an on er " * 12), 24)]
+
+LAYOUTS = ["1EP1D", "1E1PD", "1E1P1D", "3E1P1D", "2E2P2D", "1E,1Px2,1Dx2", "1E,1P,1Dx2"]
+
+
+def answers(llm, params: SamplingParams) -> dict[str, tuple[int, ...]]:
+    """Each conversation alone."""
+    return {name: llm.chat(some, params)[0].outputs[0].token_ids for name, some in CONVERSATIONS.items()}
+
+
+def answers_in_company(llm, params: SamplingParams) -> dict[str, tuple[int, ...]]:
+    """All conversations at once, among strangers that sample at random."""
+    strangers = [some for some, _ in STRANGERS]
+    noise = [SamplingParams(temperature=2.0, max_tokens=length, ignore_eos=True) for _, length in STRANGERS]
+    mixed = [strangers[0], *CONVERSATIONS.values(), strangers[1]]
+    outputs = llm.chat(mixed, [noise[0], *[params] * len(CONVERSATIONS), noise[1]])
+    return {name: out.outputs[0].token_ids for name, out in zip(CONVERSATIONS, outputs[1:])}
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """What a monolith on one device answers."""
+    with make_llm(checkpoint, "1EPD") as llm:
+        alone = {"greedy": answers(llm, GREEDY), "seeded": answers(llm, SEEDED)}
+        assert answers_in_company(llm, GREEDY) == alone["greedy"]
+        assert answers_in_company(llm, SEEDED) == alone["seeded"]
+        assert answers(llm, GREEDY) == alone["greedy"]
+        llm._engine.scheduler.check()
+    return alone
+
+
+def test_answers_are_worth_comparing(reference: dict[str, dict[str, tuple[int, ...]]]) -> None:
+    for kind in reference.values():
+        assert len(set(kind.values())) == len(kind)
+        assert all(len(set(tokens)) > 5 for tokens in kind.values())
+    assert reference["greedy"] != reference["seeded"]
+
+
+@pytest.mark.parametrize("mesh", LAYOUTS)
+def test_every_mesh_answers_the_same(
+    mesh: str, checkpoint: Path, reference: dict[str, dict[str, tuple[int, ...]]]
+) -> None:
+    with make_llm(checkpoint, mesh) as llm:
+        assert answers(llm, GREEDY) == reference["greedy"], "alone, cold"
+        assert answers_in_company(llm, GREEDY) == reference["greedy"], "in company"
+        assert answers_in_company(llm, SEEDED) == reference["seeded"], "in company, seeded"
+        assert answers(llm, GREEDY) == reference["greedy"], "alone, warm"
+        assert llm._engine.scheduler.idle
+        llm._engine.scheduler.check()
+
+
+def test_encoders_without_irp_answer_the_same(
+    checkpoint: Path, reference: dict[str, dict[str, tuple[int, ...]]]
+) -> None:
+    with make_llm(checkpoint, "2E1P1D", irp=False) as llm:
+        assert sorted(llm.deployment.instances) == ["D0", "E0", "E1", "P0"]
+        assert answers_in_company(llm, GREEDY) == reference["greedy"]
