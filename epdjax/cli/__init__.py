@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import demo, serve
+from epdjax.cli import eval_demo, serve, train_demo
 
-COMMANDS = {"serve": serve, "train-demo": demo.train, "eval-demo": demo.evaluate}
+COMMANDS = {"serve": serve, "train-demo": train_demo, "eval-demo": eval_demo}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

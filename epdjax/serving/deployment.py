@@ -18,7 +18,7 @@ from epdjax.serving.buckets import default_buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
-from epdjax.serving.memory import kv_blocks_that_fit
+from epdjax.serving.memory import choose_kv_blocks
 from epdjax.serving.programs import Job, Progress, compile_all, encode_sizes, jobs_of
 from epdjax.serving.steps import Split
 
@@ -81,10 +81,9 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
             mm_block_size=scheduling.mm_block_size,
         )
 
-    wanted = config.kv_blocks
     instances = {}
     for place in places:
-        kv_blocks = wanted or kv_blocks_that_fit(config, scheduling, functools.partial(instance, place))
+        kv_blocks = choose_kv_blocks(config, scheduling, functools.partial(instance, place))
         instances[place.name] = instance(place, kv_blocks)
     jobs = [job for i in instances.values() for job in jobs_of(i, _sent_units(i, instances))]
     programs = compile_all(jobs, progress)

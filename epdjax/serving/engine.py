@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
 from epdjax.serving.errors import RequestError, ServiceUnavailable, StepFailed
 from epdjax.serving.instance import Instance
@@ -100,6 +101,8 @@ class Engine:
                 self._handle_inbox()
                 for work in self.scheduler.next_work(time.monotonic()):
                     self._start(work)
+                if self.scheduler.idle:
+                    audit(self.scheduler)
         except Exception as error:  # a bug in the engine itself: nobody may be left waiting
             log.exception("the engine has failed")
             self.dead = f"the engine has failed: {error!r}"

@@ -15,33 +15,41 @@ from epdjax.serving.programs import compile_all, jobs_of
 PROBE_BLOCKS = 64
 
 
-def kv_blocks_that_fit(config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]) -> int:
-    """KV blocks for one instance.
+def choose_kv_blocks(config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]) -> int:
+    """KV blocks for one instance: what was asked for, or else what fits.
 
-    Where the device does not tell its memory (CPU), there are enough for half the slots at full length.
+    Where the device does not tell its memory (CPU), what is asked for is believed, and else there are enough for half
+    the slots at full length.
 
     Raises:
-        ValueError: not even one full-length sequence fits; the message says how much is missing and what to change.
+        ValueError: memory does not hold them, or not even one full-length sequence; the message says what would fit.
     """
     probe = make(PROBE_BLOCKS)
+    if not (probe.performs("P") or probe.performs("D")):
+        return 1
     pages = -(-scheduling.max_model_len // scheduling.block_size)
     slots = scheduling.buckets.decode_rows[-1]
     stats = probe.submesh.devices[0].memory_stats()
-    if not (probe.performs("P") or probe.performs("D")):
-        return 1
     if not stats or "bytes_limit" not in stats:
-        return pages * max(1, slots // 2)
+        return config.kv_blocks or pages * max(1, slots // 2)
     budget = stats["bytes_limit"] * config.memory_share - stats.get("bytes_in_use", 0)
-    return fit(budget, step_bytes(probe), block_bytes(probe), least=pages, most=pages * slots)
+    return fit(budget, step_bytes(probe), block_bytes(probe), least=pages, most=pages * slots, wanted=config.kv_blocks)
 
 
-def fit(budget: float, temporaries: int, block: int, *, least: int, most: int) -> int:
-    """Blocks of `block` bytes that `budget` bytes hold beside `temporaries`, at most `most`.
+def fit(budget: float, temporaries: int, block: int, *, least: int, most: int, wanted: int | None = None) -> int:
+    """Blocks of `block` bytes that `budget` bytes hold beside `temporaries`, at most `most`; or `wanted`, if they do.
 
     Raises:
-        ValueError: fewer than `least`.
+        ValueError: there is room for fewer than `least`, or than `wanted`.
     """
     blocks = int((budget - temporaries) // block)
+    if wanted is not None:
+        if wanted > blocks:
+            raise ValueError(
+                f"--kv-blocks {wanted} take {wanted * block / 2**30:.1f} GiB of a device; its memory leaves room for "
+                f"{max(blocks, 0)}"
+            )
+        return wanted
     if blocks < least:
         missing = (least - blocks) * block / 2**30
         raise ValueError(

@@ -42,11 +42,11 @@ class Scheduler:
             spec.name: Ledger(spec, config.buckets, config.block_size, config.mm_block_size) for spec in instances
         }
         self.requests: dict[str, Request] = {}
-        self._waiting: list[Request] = []  # have media, no instance yet
-        self._move_queue: list[Request] = []  # prefilled, wait for a D instance
-        self._ready: collections.deque[Work] = collections.deque()  # moves that follow from finished work
-        self._staging = Staging()
-        self._zombies: dict[str, Request] = {}  # retired, but touched by running work
+        self.waiting: list[Request] = []  # have media, no instance yet
+        self.move_queue: list[Request] = []  # prefilled, wait for a D instance
+        self.ready: collections.deque[Work] = collections.deque()  # moves that follow from finished work
+        self.staging = Staging()
+        self.leaving: dict[str, Request] = {}  # retired, but touched by running work
         self._key = ORDERS[config.order]
         self._assign = {role: ASSIGNMENTS[config.assignment]() for role in "EPD"}
         self._work_ids = itertools.count(1)
@@ -63,7 +63,7 @@ class Scheduler:
             Overloaded: a queue is full.
             InvalidRequest: its id is in use.
         """
-        if spec.request_id in self.requests or spec.request_id in self._zombies:
+        if spec.request_id in self.requests or spec.request_id in self.leaving:
             raise InvalidRequest(f"request id {spec.request_id!r} is already in use")
         check_fits(spec, self.config, list(self.instances.values()))
         check_load(spec, self.config, len(self.requests), self.queued)
@@ -72,7 +72,7 @@ class Scheduler:
         self.queued.units += len(spec.unit_tokens)
         self.queued.media_bytes += spec.media_bytes
         if spec.unit_tokens:
-            self._waiting.append(request)
+            self.waiting.append(request)
         else:
             fitting = [p for p in self._with_role("P") if p.could_prefill(spec)]
             self._assign_prefill(request, self._choose("P", fitting))
@@ -94,7 +94,7 @@ class Scheduler:
             case Encode():
                 self._encoded(work)
             case MoveMM():
-                self._staging.moved(work.encode_id)
+                self.staging.moved(work.encode_id)
                 for row in work.rows:
                     if request := requests.get(row.unit.request_id):
                         request.units_pending -= 1
@@ -120,9 +120,9 @@ class Scheduler:
         """Work raised: the requests in it end in an error, and nothing else is touched."""
         requests = self._land(work)
         if isinstance(work, Encode):
-            self._staging.discard(work.work_id)
+            self.staging.discard(work.work_id)
         elif isinstance(work, MoveMM):
-            self._staging.moved(work.encode_id)
+            self.staging.moved(work.encode_id)
         return [self._fail(request) for request in requests.values()]
 
     def lost(self, instance: str, now: float) -> list[Finished]:
@@ -149,36 +149,17 @@ class Scheduler:
 
     def is_staged(self, encode_id: int) -> bool:
         """Whether the result of an encode is still to be moved somewhere."""
-        return encode_id in self._staging
+        return encode_id in self.staging
 
     @property
     def idle(self) -> bool:
         """No request, and no work running."""
-        return not self.requests and not self._zombies and not any(i.in_flight for i in self.instances.values())
+        return not self.requests and not self.leaving and not any(i.in_flight for i in self.instances.values())
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
         counts = collections.Counter(request.state.value for request in self.requests.values())
         return dict(counts)
-
-    def check(self) -> None:
-        """Raise AssertionError where the books do not balance; cheap enough to run whenever idle."""
-        live = [*self.requests.values(), *self._zombies.values()]
-        for name, ledger in self.instances.items():
-            for pool_name, pool in ledger.pools.items():
-                held = [b for r in live for b in r.holdings.get((name, pool_name), ())]
-                if pool_name == "staging":
-                    held = self._staging.held_by(name)
-                assert len(held) == len(set(held)) == pool.held, f"{name} {pool_name}: {len(held)} != {pool.held}"
-                assert pool.held + pool.available == pool.capacity
-        pending = [r for r in live if r.units_pending and r.request_id in self.requests]
-        assert self.queued.media_bytes == sum(r.spec.media_bytes for r in pending), "queued bytes"
-        if self.idle:
-            assert self.queued.units == 0, "queued units"
-            assert not (self._waiting or self._move_queue or self._ready or self._staging)
-            for ledger in self.instances.values():
-                assert not (ledger.encode_queue or ledger.prefill_queue or ledger.running)
-                assert ledger.prompt_tokens == ledger.sequences == 0, ledger.name
 
     # ---- admission ------------------------------------------------------------------------------------------------
 
@@ -200,14 +181,14 @@ class Scheduler:
         The instance is chosen now, so that all units of a request meet there. Nobody overtakes: a request that finds
         no room holds back those behind it, until running ones make room.
         """
-        self._waiting.sort(key=self._key)
-        while self._waiting:
-            request = self._waiting[0]
+        self.waiting.sort(key=self._key)
+        while self.waiting:
+            request = self.waiting[0]
             fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
             roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
             if not roomy:
                 return
-            del self._waiting[0]
+            del self.waiting[0]
             ledger = self._choose("P", roomy)
             self._assign_prefill(request, ledger)
             for index, tokens in enumerate(request.spec.unit_tokens):
@@ -248,12 +229,12 @@ class Scheduler:
         return work
 
     def _drain_ready(self) -> Iterable[Work]:
-        while self._ready:
-            work = self._ready.popleft()
+        while self.ready:
+            work = self.ready.popleft()
             if isinstance(work, MoveMM):  # its requests may have left since
                 rows = tuple(row for row in work.rows if row.unit.request_id in self.requests)
                 if not rows:
-                    self._staging.moved(work.encode_id)
+                    self.staging.moved(work.encode_id)
                     continue
                 work = dataclasses.replace(work, rows=rows)
             yield work
@@ -271,7 +252,7 @@ class Scheduler:
         if not ledger.encode_queue:
             return None
         work_id = next(self._work_ids)
-        if not self._staging.begin(work_id, ledger):
+        if not self.staging.begin(work_id, ledger):
             return None
         count = min(ledger.spec.max_units, len(ledger.encode_queue))
         units = tuple(ledger.encode_queue.popleft() for _ in range(count))
@@ -296,7 +277,7 @@ class Scheduler:
     def _start_prefill(self, ledger: Ledger, request: Request) -> bool:
         """Take KV blocks and a slot for a prompt; False where there is no room yet."""
         stays = ledger.performs("D")
-        if stays and self._move_queue and min(r.order for r in self._move_queue) < request.order:
+        if stays and self.move_queue and min(r.order for r in self.move_queue) < request.order:
             return False  # an older sequence waits for this kind of room
         need = ledger.kv_need(request.spec, decoded_here=stays)
         if not ledger.room_for(need):
@@ -321,13 +302,13 @@ class Scheduler:
 
     def _moves_kv(self) -> Iterable[Work]:
         """Start moving prefilled sequences, oldest first, to D instances with room for their longest answer."""
-        self._move_queue.sort(key=self._key)
-        while self._move_queue:
-            request = self._move_queue[0]
+        self.move_queue.sort(key=self._key)
+        while self.move_queue:
+            request = self.move_queue[0]
             roomy = [d for d in self._with_role("D") if d.has_turn(request)]
             if not roomy:
                 return
-            del self._move_queue[0]
+            del self.move_queue[0]
             source, target = self.instances[request.p_name or ""], self._choose("D", roomy)
             blocks = target.take("kv", target.kv_need(request.spec, decoded_here=True), request)
             slot = target.take("slot", 1, request)
@@ -368,15 +349,15 @@ class Scheduler:
         self.instances[work.instance].in_flight.pop(work.work_id, None)
         live = {}
         for request_id in request_ids(work):
-            zombie = self._zombies.get(request_id)
-            if zombie is None:
+            left = self.leaving.get(request_id)
+            if left is None:
                 request = live[request_id] = self.requests[request_id]
                 request.in_flight -= 1
                 continue
-            zombie.in_flight -= 1
-            if zombie.in_flight == 0:
-                self._give_back_all(zombie)
-                del self._zombies[request_id]
+            left.in_flight -= 1
+            if left.in_flight == 0:
+                self._give_back_all(left)
+                del self.leaving[request_id]
         return live
 
     def _encoded(self, work: Encode) -> None:
@@ -386,9 +367,9 @@ class Scheduler:
             request = self.requests.get(unit.request_id)
             if request is not None and request.p_name is not None:
                 rows.setdefault(request.p_name, []).append(UnitMove(unit, row, request.mm_blocks[unit.index]))
-        self._staging.encoded(work.work_id, moves=len(rows))
+        self.staging.encoded(work.work_id, moves=len(rows))
         for target, moves in rows.items():
-            self._ready.append(MoveMM(next(self._work_ids), work.instance, target, work.work_id, tuple(moves)))
+            self.ready.append(MoveMM(next(self._work_ids), work.instance, target, work.work_id, tuple(moves)))
 
     def _prefilled(self, request: Request) -> None:
         """The prompt is in the KV pool and the first token sampled."""
@@ -400,7 +381,7 @@ class Scheduler:
             self._start_decoding(request)
         else:
             request.state = State.MOVE_QUEUED
-            self._move_queue.append(request)
+            self.move_queue.append(request)
 
     def _leave_prefill(self, request: Request) -> None:
         assert request.p_name is not None
@@ -436,7 +417,7 @@ class Scheduler:
             self.queued.media_bytes -= request.spec.media_bytes
         if request.state is State.WAITING:
             self.queued.units -= len(request.spec.unit_tokens)
-        for queue in (self._waiting, self._move_queue):
+        for queue in (self.waiting, self.move_queue):
             if request in queue:
                 queue.remove(request)
         if request.p_name is not None:
@@ -446,7 +427,7 @@ class Scheduler:
             ledger.sequences -= 1
             ledger.running.pop(request.request_id, None)
         if request.in_flight:
-            self._zombies[request.request_id] = request
+            self.leaving[request.request_id] = request
         else:
             self._give_back_all(request)
         request.state = State.FINISHED

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from epdjax import LLM, SamplingParams
+from epdjax.serving.audit import audit
 from epdjax.serving.errors import StepFailed, TooLong
 from epdjax.serving.outputs import RequestOutput
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
@@ -119,7 +120,7 @@ def test_no_compile_after_ready(llm: LLM) -> None:
     assert all(output.finished for output in outputs)
     assert compiled == []
     assert llm._engine.scheduler.idle
-    llm._engine.scheduler.check()
+    audit(llm._engine.scheduler)
 
 
 def test_the_compile_listener_hears_compiles() -> None:
@@ -182,7 +183,7 @@ def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypa
     assert failures == [step]
     assert "0x" not in str(error.value)
     assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == before
-    llm._engine.scheduler.check()
+    audit(llm._engine.scheduler)
 
 
 def test_lost_pools_are_made_anew(llm: LLM) -> None:
@@ -217,7 +218,7 @@ def test_aborts_at_any_moment_free_everything(llm: LLM) -> None:
     assert all(over.wait(60) for over in ended.values())
     llm.chat(CONVERSATIONS["text only"], GREEDY)
     assert engine.scheduler.idle or not engine.counts()
-    engine.scheduler.check()
+    audit(engine.scheduler)
 
 
 def test_shutdown_drains_or_refuses(checkpoint: Path) -> None:

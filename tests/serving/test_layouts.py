@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from epdjax import SamplingParams
+from epdjax.serving.audit import audit
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -36,7 +37,7 @@ def reference(checkpoint: Path) -> dict[str, dict[str, tuple[int, ...]]]:
         assert answers_in_company(llm, GREEDY) == alone["greedy"]
         assert answers_in_company(llm, SEEDED) == alone["seeded"]
         assert answers(llm, GREEDY) == alone["greedy"]
-        llm._engine.scheduler.check()
+        audit(llm._engine.scheduler)
     return alone
 
 
@@ -57,7 +58,7 @@ def test_every_mesh_answers_the_same(
         assert answers_in_company(llm, SEEDED) == reference["seeded"], "in company, seeded"
         assert answers(llm, GREEDY) == reference["greedy"], "alone, warm"
         assert llm._engine.scheduler.idle
-        llm._engine.scheduler.check()
+        audit(llm._engine.scheduler)
 
 
 def test_encoders_without_irp_answer_the_same(

@@ -22,6 +22,17 @@ def test_what_fits_is_used_and_no_more(budget: int, temporaries: int, block: int
         assert blocks == 10**6 or temporaries + (blocks + 1) * block > budget
 
 
+@given(st.integers(0, 10**12), st.integers(1, 10**8), st.integers(1, 10**6))
+def test_what_is_asked_for_must_fit(budget: int, block: int, wanted: int) -> None:
+    try:
+        assert fit(budget, 0, block, least=1, most=1, wanted=wanted) == wanted
+    except ValueError as error:
+        assert f"--kv-blocks {wanted}" in str(error) and f"room for {budget // block}" in str(error)
+        assert wanted * block > budget
+    else:
+        assert wanted * block <= budget
+
+
 def test_bytes_are_those_of_the_real_arrays(checkpoint) -> None:
     with make_llm(checkpoint, "1E,1Px2,1D") as llm:
         for name in ("P0", "D0"):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from epdjax.serving.admission import SchedulerConfig
+from epdjax.serving.audit import audit
 from epdjax.serving.buckets import default_buckets
 from epdjax.serving.errors import Overloaded, TooLong
 from epdjax.serving.ledger import InstanceSpec
@@ -129,7 +130,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         if hasattr(self, "scheduler"):
-            self.scheduler.check()
+            audit(self.scheduler)
             assert set(self.scheduler.requests) == self.live
 
     def teardown(self) -> None:
@@ -144,7 +145,7 @@ class Machine(RuleBasedStateMachine):
             budget -= 1
             assert budget > 0, f"does not end: {self.scheduler.counts()}"
         assert self.scheduler.idle
-        self.scheduler.check()
+        audit(self.scheduler)
 
 
 Machine.TestCase.settings = settings(
@@ -212,4 +213,60 @@ def test_full_queues_refuse_with_a_time_to_retry() -> None:
     scheduler.add(RequestSpec("c", 50, 1), 0.0)
     with pytest.raises(Overloaded, match="2 requests"):
         scheduler.add(RequestSpec("d", 50, 1), 0.0)
-    scheduler.check()
+    audit(scheduler)
+
+
+def waiting_for_room(layout: str, *specs: RequestSpec) -> tuple[Scheduler, list[Work]]:
+    """Requests that arrive in order; returns the work started at once."""
+    scheduler = make_scheduler(layout)
+    works = []
+    for spec in specs:
+        scheduler.add(spec, 0.0)
+        works += scheduler.next_work(0.0)
+    return scheduler, works
+
+
+def test_an_older_prompt_is_not_overtaken_by_one_that_fits() -> None:
+    """20 KV blocks: the first takes 12, the second needs 12 and must wait, the third would fit but is younger."""
+    specs = [RequestSpec("a", 100, 93), RequestSpec("b", 100, 93), RequestSpec("c", 16, 1)]
+    scheduler, works = waiting_for_room("EPD", *specs)
+    assert {chunk.request_id for work in works if isinstance(work, Prefill) for chunk in work.chunks} == {"a"}
+    scheduler.abort("b", 0.0)
+    started = [work for work in scheduler.next_work(0.0) if isinstance(work, Prefill)]
+    for work in [w for w in works if isinstance(w, Prefill)]:
+        scheduler.finished(work, 0.0)
+        started += [w for w in scheduler.next_work(0.0) if isinstance(w, Prefill)]
+    assert "c" in {chunk.request_id for work in started for chunk in work.chunks}
+
+
+def test_room_goes_to_the_oldest_whether_it_comes_from_here_or_elsewhere() -> None:
+    """A PD instance with room for one sequence: a moved one that is older than its own prompts goes first."""
+    scheduler = make_scheduler("E P PD")
+    scheduler.add(RequestSpec("moved", 150, 106), 0.0)  # 16 of 20 blocks, prefilled on P1
+    scheduler.add(RequestSpec("own", 150, 106), 0.0)  # assigned to PD2, the less loaded
+    assert [scheduler.requests[r].p_name for r in ("moved", "own")] == ["P1", "PD2"]
+    pending, decoded = collections.deque(scheduler.next_work(0.0)), []
+    while pending:
+        work = pending.popleft()
+        if isinstance(work, Decode):
+            decoded += [row.request_id for row in work.sequences]
+        scheduler.finished(work, 0.0)
+        pending.extend(scheduler.next_work(0.0))
+    assert scheduler.idle and set(decoded) == {"moved", "own"}
+
+
+def test_stages_of_a_monolith_take_turns() -> None:
+    """A long queue of prompts does not hold up the sequences that are being decoded."""
+    scheduler = make_scheduler("EPD")
+    scheduler.add(RequestSpec("first", 10, 40), 0.0)
+    pending = collections.deque(scheduler.next_work(0.0))
+    for i in range(12):
+        scheduler.add(RequestSpec(f"later-{i}", 60, 1), 0.0)
+    kinds = []
+    while pending:
+        work = pending.popleft()
+        kinds.append(type(work))
+        scheduler.finished(work, 0.0)
+        pending.extend(scheduler.next_work(0.0))
+    between = "".join("P" if kind is Prefill else "D" for kind in kinds)
+    assert "PPP" not in between
