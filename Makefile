@@ -7,7 +7,7 @@ ARGS ?=
 .PHONY: serve test lint parity slow deviceless clean
 
 serve: $(VENV)/.installed
-	$(BIN)/python scripts/serve.py --mesh $(if $(MESH),$(MESH),2E1P1D) $(ARGS)
+	$(BIN)/python scripts/serve.py --mesh $(MESH) $(ARGS)
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest $(ARGS)

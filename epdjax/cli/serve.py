@@ -94,8 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.cli.invitation import invitation
     from epdjax.cli.progress import CompileProgress
     from epdjax.demo import demo_model_path
-    from epdjax.serving.http.app import create_app
-    from epdjax.serving.http.server import serve
+    from epdjax.serving.http import bind, create_app, serve
     from epdjax.serving.llm import AsyncLLM
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -104,6 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     settings = engine_settings(arguments)
     if arguments.model is None and arguments.served_model_name is None:
         settings["served_model_name"] = "epdjax-demo"
+    try:
+        listener = bind(arguments.host, arguments.port)  # a taken port is noticed now, not after compiling
+    except OSError as error:
+        print(f"cannot listen on {arguments.host} port {arguments.port}: {error}", file=sys.stderr)
+        return 2
     started = time.monotonic()
     try:
         with CompileProgress() as progress:
@@ -112,17 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"cannot serve: {error}", file=sys.stderr)
         return 2
     print(_summary(llm, time.monotonic() - started), flush=True)
-    try:
-        return serve(
-            create_app(llm),
-            arguments.host,
-            arguments.port,
-            drain_timeout_s=arguments.drain_timeout,
-            on_ready=lambda host, port: print(invitation(host, port, llm.model_name), flush=True),
-        )
-    except OSError as error:
-        print(f"cannot listen on {arguments.host} port {arguments.port}: {error}", file=sys.stderr)
-        return 2
+    return serve(
+        create_app(llm),
+        listener,
+        drain_timeout_s=arguments.drain_timeout,
+        on_ready=lambda host, port: print(invitation(host, port, llm.model_name), flush=True),
+    )
 
 
 def _summary(llm: object, seconds: float) -> str:

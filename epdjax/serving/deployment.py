@@ -19,7 +19,7 @@ from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.memory import choose_kv_blocks
-from epdjax.serving.programs import Job, Progress, compile_all, encode_sizes, jobs_of
+from epdjax.serving.programs import Job, Progress, compile_all, jobs_of
 from epdjax.serving.steps import Split
 
 log = logging.getLogger(__name__)
@@ -85,18 +85,12 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
     for place in places:
         kv_blocks = choose_kv_blocks(config, scheduling, functools.partial(instance, place))
         instances[place.name] = instance(place, kv_blocks)
-    jobs = [job for i in instances.values() for job in jobs_of(i, _sent_units(i, instances))]
+    jobs = [job for i in instances.values() for job in jobs_of(i, instances.values())]
     programs = compile_all(jobs, progress)
     for i in instances.values():
         if i.performs("P") or i.performs("D"):
             i.make_pools()
     return Deployment(spec, family, model, family.processor(folder, model), instances, scheduling, programs)
-
-
-def _sent_units(receiver: Instance, instances: dict[str, Instance]) -> list[int]:
-    """Sizes of the encode results that may be moved to `receiver`; one that encodes keeps its own work."""
-    senders = [receiver] if receiver.performs("E") else [i for i in instances.values() if i.performs("E")]
-    return [size for sender in senders for size in encode_sizes(sender)]
 
 
 def check_tensor_widths(places: list[InstanceMesh], model: Any) -> None:

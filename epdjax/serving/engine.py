@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
 from epdjax.serving.errors import RequestError, ServiceUnavailable, StepFailed
@@ -194,12 +192,11 @@ class Engine:
                     units.append(pixels)
                 return target.encode(work.work_id, units)
             case MoveMM():
-                return jax.device_put(self.instances[work.source].staged[work.encode_id], target.replicated)
+                return self.instances[work.source].send_mm(work.encode_id, target)
             case Prefill():
                 return target.prefill(work.chunks, self.live)
             case MoveKV():
-                moved, token = self.instances[work.source].gather_kv(work.source_blocks, work.source_slot)
-                return jax.device_put((moved, token), (target.moved_shardings, target.replicated))
+                return self.instances[work.source].send_kv(work.source_blocks, work.source_slot, target)
             case Decode():
                 return target.decode(work.sequences, self.live)
 

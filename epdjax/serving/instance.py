@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from epdjax.mesh.devices import InstanceMesh
+from epdjax.mesh.transfer import move, shards_in_order
 from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.live import LiveRequest
@@ -57,8 +58,12 @@ class Instance:
         self.unit_sharding = self.submesh.sharding(("unit",), (self.submesh.width,))
         self.kv_shape = pool_shape(spec.kv_blocks, block_size, model.text)
         self.kv_sharding = self.submesh.sharding(POOL_AXES, (1, 1, model.text.num_kv_heads, 1))
-        self.moved_shardings = (self.kv_sharding,) * model.text.num_layers
         self.mm_shape = ((spec.mm_blocks + 1) * mm_block_size, model.text.hidden_size)
+
+    @property
+    def tensor(self) -> int:
+        """Tensor width."""
+        return self.submesh.mesh.shape["tensor"]
 
     def performs(self, role: str) -> bool:
         return role in self.roles
@@ -91,23 +96,33 @@ class Instance:
         self.staged[encode_id] = mm
         return mm
 
+    def send_mm(self, encode_id: int, target: "Instance") -> tuple[jax.Array, ...]:
+        """Start moving a staged encode result to `target`: the piece of each encoder by itself, as it is."""
+        pieces = shards_in_order(self.staged[encode_id])
+        return move(pieces, (target.replicated,) * len(pieces))
+
     def unit_row(self, index: int, bucket: int) -> int:
         """Where in a batch of `bucket` rows the unit `index` goes."""
         width = self.submesh.width
         return index % width * (bucket // width) + index // width
 
     def land_mm(
-        self, mm_und: jax.Array, sender: "Instance", moves: Sequence[UnitMove], live: Mapping[str, LiveRequest]
+        self,
+        pieces_und: tuple[jax.Array, ...],
+        sender: "Instance",
+        moves: Sequence[UnitMove],
+        live: Mapping[str, LiveRequest],
     ) -> None:
         """Write MM tokens that have arrived here into the MM pool, and tell their requests where they are."""
-        rows = np.zeros(mm_und.shape[:2], np.int32)
-        for move in moves:
-            request = live.get(move.unit.request_id)
+        each, tokens, _ = pieces_und[0].shape
+        rows = np.zeros((each * len(pieces_und), tokens), np.int32)
+        for unit_move in moves:
+            request = live.get(unit_move.unit.request_id)
             if request is not None:
-                where = request.land(move, self.mm_block_size)
-                rows[sender.unit_row(move.row, mm_und.shape[0]), : len(where)] = where
-        program = self.programs["land_mm", mm_und.shape[0]]
-        self.mm_pool = program(self.mm_pool, mm_und, *self._put(rows))
+                where = request.land(unit_move, self.mm_block_size)
+                rows[sender.unit_row(unit_move.row, len(rows)), : len(where)] = where
+        program = self.programs["land_mm", (len(pieces_und), each)]
+        self.mm_pool = program(self.mm_pool, pieces_und, *self._put(rows))
 
     # ---- prefill and decode ---------------------------------------------------------------------------------------
 
@@ -149,15 +164,18 @@ class Instance:
 
     # ---- moving KV ------------------------------------------------------------------------------------------------
 
-    def gather_kv(self, blocks: Sequence[int], slot: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """A sequence's KV blocks of every layer and its last token, ready to be moved."""
-        return self.programs["gather_kv", self._move_bucket(blocks)](
-            self.pools, self.last_tokens, *self._put(*self._padded(blocks, slot))
-        )
+    def send_kv(self, blocks: Sequence[int], slot: int, target: "Instance") -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """Start moving a sequence's KV blocks of every layer, and its last token, to `target`."""
+        split = self.tensor == target.tensor
+        program = self.programs["gather_kv", (self._move_bucket(blocks), split)]
+        gathered = program(self.pools, self.last_tokens, *self._put(*self._padded(blocks, slot)))
+        there = target.kv_sharding if split else target.replicated
+        return move(gathered, ((there,) * len(self.pools), target.replicated))
 
     def land_kv(self, moved: tuple[jax.Array, ...], token: jax.Array, blocks: Sequence[int], slot: int) -> None:
         """Write a sequence that has arrived here into the pools."""
-        self.pools, self.last_tokens = self.programs["land_kv", self._move_bucket(blocks)](
+        split = self.tensor == 1 or moved[0].sharding == self.kv_sharding
+        self.pools, self.last_tokens = self.programs["land_kv", (self._move_bucket(blocks), split)](
             self.pools, self.last_tokens, moved, token, *self._put(*self._padded(blocks, slot))
         )
 

@@ -219,8 +219,9 @@ class AsyncLLM(_Serving):
             loop.call_soon_threadsafe(mailbox.put, output)
 
         request = self._request(request_id, prompt, params, deliver)
-        finished = False
+        finished, request_id = False, request.spec.request_id
         self._engine.submit(request)
+        del messages, prompt, request  # the pictures need not live as long as the answer takes
         try:
             while not finished:
                 output = await mailbox.get()
@@ -231,7 +232,7 @@ class AsyncLLM(_Serving):
                 yield output
         finally:
             if not finished:
-                self._engine.abort(request.spec.request_id)
+                self._engine.abort(request_id)
 
     async def _prepare(self, messages: Messages) -> Prompt:
         if self._draining:

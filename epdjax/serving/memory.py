@@ -69,7 +69,7 @@ def block_bytes(instance: Instance) -> int:
 def step_bytes(instance: Instance) -> int:
     """Bytes beside weights and KV pool: the largest step's temporaries and output, and the MM pool."""
     largest: dict[str, object] = {}
-    for job in jobs_of(instance, []):
+    for job in jobs_of(instance, [instance]):
         if job.key[0] in ("encode", "prefill", "decode"):
             largest[job.key[0]] = job  # buckets come in ascending order
     sizes = [0]

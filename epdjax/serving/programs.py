@@ -62,18 +62,17 @@ def compile_all(jobs: Sequence[Job], progress: Progress | None = None) -> dict[J
     return compiled
 
 
-def jobs_of(instance: Instance, sent_units: Iterable[int]) -> list[Job]:
-    """All programs an instance may ever run.
-
-    Args:
-        sent_units: sizes of the encode results that may be moved to it (`encode_sizes` of their senders).
-    """
+def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
+    """All programs an instance may ever run beside `instances`, itself among them."""
     build = _Builder(instance)
     jobs = []
     if instance.performs("E"):
-        jobs += [build.encode(units) for units in encode_sizes(instance)]
+        jobs += [build.encode(units * instance.submesh.width) for units in instance.buckets.units]
     if instance.performs("P"):
-        jobs += [build.land_mm(units) for units in sorted(set(sent_units))]
+        # An instance that encodes keeps its own units; others get them from every encoder.
+        senders = [instance] if instance.performs("E") else [i for i in instances if i.performs("E")]
+        for pieces in sorted({sender.submesh.width for sender in senders}):
+            jobs += [build.land_mm(pieces, units) for units in instance.buckets.units]
         for rows, tokens in instance.buckets.prefill:
             # A row longer than the next smaller bucket sees at least that bucket's pages.
             shorter = max((t for r, t in instance.buckets.prefill if r == rows and t < tokens), default=0)
@@ -83,17 +82,15 @@ def jobs_of(instance: Instance, sent_units: Iterable[int]) -> list[Job]:
     if instance.performs("D"):
         jobs += [build.decode(r, p) for r in instance.buckets.decode_rows for p in instance.buckets.decode_pages]
     if instance.performs("P") and not instance.performs("D"):
-        jobs += [build.gather_kv(n) for n in instance.buckets.move_blocks]
+        splits = {instance.tensor == other.tensor for other in instances if other.performs("D")}
+        jobs += [build.gather_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("D"):
-        jobs += [build.land_kv(n) for n in instance.buckets.move_blocks]
+        widths = {other.tensor for other in instances if other.performs("P") and not other.performs("D")}
+        splits = {instance.tensor in (1, width) for width in widths}
+        jobs += [build.land_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("P") or instance.performs("D"):
         jobs.append(build.pools())
     return jobs
-
-
-def encode_sizes(instance: Instance) -> list[int]:
-    """Units of an instance's encode results."""
-    return [units * instance.submesh.width for units in instance.buckets.units]
 
 
 class _Builder:
@@ -125,18 +122,16 @@ class _Builder:
     def packed(self, rows: int, pages: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         return self.ints(rows, steps.ROW_FIELDS + pages), self.shape((rows, 2), jnp.float32)
 
-    def staged(self, units: int, sharding: Any = None) -> jax.ShapeDtypeStruct:
-        tokens, d = self.i.model.tokens_per_unit, self.i.model.text.hidden_size
-        return self.shape((units, tokens, d), self.i.dtype, sharding)
-
     def encode(self, units: int) -> Job:
         pixels = self.shape((units, *self.i.model.unit_shape), jnp.uint8, self.i.unit_sharding)
         step = functools.partial(steps.encode, self.i.parts["encoder"][0])
         return self.job(("encode", units), step, (self.leaves("encoder"), pixels), out=self.i.unit_sharding)
 
-    def land_mm(self, units: int) -> Job:
-        args = (self.mm, self.staged(units), self.ints(units, self.i.model.tokens_per_unit))
-        return self.job(("land_mm", units), steps.land_mm, args, donate=(0,), out=self.i.replicated)
+    def land_mm(self, pieces: int, units: int) -> Job:
+        tokens, d = self.i.model.tokens_per_unit, self.i.model.text.hidden_size
+        arrived = (self.shape((units, tokens, d), self.i.dtype),) * pieces
+        args = (self.mm, arrived, self.ints(pieces * units, tokens))
+        return self.job(("land_mm", (pieces, units)), steps.land_mm, args, donate=(0,), out=self.i.replicated)
 
     def stepping(self, key: tuple[str, Any], step: Callable, args: tuple) -> Job:
         step = functools.partial(step, self.i.parts["language_model"][0])
@@ -151,17 +146,21 @@ class _Builder:
     def decode(self, rows: int, pages: int) -> Job:
         return self.stepping(("decode", (rows, pages)), steps.decode, self.packed(rows, pages))
 
-    def moved(self, blocks: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        return tuple(self.shape((blocks, *pool.shape[1:]), pool.dtype, pool.sharding) for pool in self.kv)
+    def moving(self, split: bool) -> Any:
+        """Heads stay split over a move between equal tensor widths; between others every device gets them all, because
+        only shards that exist as they are can be copied from device to device (`mesh.transfer`)."""
+        return self.i.kv_sharding if split else self.i.replicated
 
-    def gather_kv(self, blocks: int) -> Job:
+    def gather_kv(self, blocks: int, split: bool) -> Job:
         args = (self.kv, self.slots, self.ints(blocks), self.ints(1))
-        return self.job(("gather_kv", blocks), steps.gather_kv, args, out=(self.pool_shardings, self.i.replicated))
+        out = ((self.moving(split),) * len(self.kv), self.i.replicated)
+        return self.job(("gather_kv", (blocks, split)), steps.gather_kv, args, out=out)
 
-    def land_kv(self, blocks: int) -> Job:
-        args = (self.kv, self.slots, self.moved(blocks), self.ints(1), self.ints(blocks), self.ints(1))
+    def land_kv(self, blocks: int, split: bool) -> Job:
+        moved = tuple(self.shape((blocks, *p.shape[1:]), p.dtype, self.moving(split)) for p in self.kv)
+        args = (self.kv, self.slots, moved, self.ints(1), self.ints(blocks), self.ints(1))
         out = (self.pool_shardings, self.i.replicated)
-        return self.job(("land_kv", blocks), steps.land_kv, args, donate=(0, 1), out=out)
+        return self.job(("land_kv", (blocks, split)), steps.land_kv, args, donate=(0, 1), out=out)
 
     def pools(self) -> Job:
         def zeros() -> Any:

@@ -158,8 +158,8 @@ class Scheduler:
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
-        counts = collections.Counter(request.state.value for request in self.requests.values())
-        return dict(counts)
+        states = [request.state.value for request in list(self.requests.values())]  # other threads may ask
+        return dict(collections.Counter(states))
 
     # ---- admission ------------------------------------------------------------------------------------------------
 

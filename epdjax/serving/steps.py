@@ -62,8 +62,9 @@ def encode(split: Split, leaves: tuple[jax.Array, ...], pixels_uhwc: jax.Array) 
     return split.join(leaves)(pixels_uhwc)
 
 
-def land_mm(mm_pool_rd: jax.Array, mm_und: jax.Array, rows_un: jax.Array) -> jax.Array:
-    """Write MM tokens that have arrived into a (donated) MM pool; row 0 takes what is padding."""
+def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: jax.Array) -> jax.Array:
+    """Write MM tokens that have arrived, a piece from each encoder, into a (donated) MM pool; row 0 takes padding."""
+    mm_und = jnp.concatenate(shards_und)
     return mm_pool_rd.at[rows_un].set(mm_und.astype(mm_pool_rd.dtype))
 
 

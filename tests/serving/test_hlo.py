@@ -55,7 +55,7 @@ def h100_instance(roles: str, tensor: int = 1) -> Instance:
 
 
 def compiled_text(instance: Instance, step: str) -> str:
-    job = next(job for job in jobs_of(instance, [4]) if job.key[0] == step)
+    job = next(job for job in jobs_of(instance, [instance, h100_instance("EPD")]) if job.key[0] == step)
     return job.compile().as_text()
 
 
@@ -97,7 +97,7 @@ def test_a_step_copies_neither_weights_nor_pool(roles: str, step: str, tensor: i
 def test_pools_are_aliased(roles: str, step: str) -> None:
     """The compiler agreed to every donation: each pool's input buffer is its output buffer."""
     instance = h100_instance(roles)
-    job = next(job for job in jobs_of(instance, [4]) if job.key[0] == step)
+    job = next(job for job in jobs_of(instance, [instance, h100_instance("EPD")]) if job.key[0] == step)
     analysis = job.compile().memory_analysis()
     rows, d = instance.mm_shape
     pool = (KV_BLOCKS + 1) * 16 * 8 * 64 * 2 * LAYERS if step != "land_mm" else rows * d * 2

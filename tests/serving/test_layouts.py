@@ -12,7 +12,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 SEEDED = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
 STRANGERS = [(ask("what in the", picture(90, 30, 9)), 20), (ask("an on er " * 12), 24)]
 
-LAYOUTS = ["1EP1D", "1E1PD", "1E1P1D", "3E1P1D", "2E2P2D", "1E,1Px2,1Dx2", "1E,1P,1Dx2"]
+LAYOUTS = ["1EP1D", "1E1PD", "1E1P1D", "3E1P1D", "2E2P2D", "1E,1Px2,1Dx2", "1E,1P,1Dx2", "1E,1Px2,1D"]
 
 
 def answers(llm, params: SamplingParams) -> dict[str, tuple[int, ...]]:

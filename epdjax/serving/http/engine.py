@@ -1,0 +1,41 @@
+"""What the HTTP server needs of an engine; `AsyncLLM` is one."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from epdjax.serving.limits import ServingLimits
+from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.params import SamplingParams
+
+
+class EngineHealth(Protocol):
+    """How an engine is doing."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def detail(self) -> dict[str, Any]: ...
+
+
+class Engine(Protocol):
+    """An engine that answers messages."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def limits(self) -> ServingLimits: ...
+
+    def generate(
+        self, messages: list[dict[str, Any]], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Snapshots of one answer. Closing the iterator aborts the request and frees what it holds."""
+        ...
+
+    def health(self) -> EngineHealth: ...
+
+    async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None: ...

@@ -1,0 +1,245 @@
+"""The request and response objects of chat completions, as OpenAI defines them and vLLM extends them.
+
+A field is either used, or known to change nothing (`user`, `metadata`, ...), or refused by name. None is silently
+ignored, so an answer is never something else than what was asked for.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.params import SamplingParams
+
+MAX_LISTED = 200
+
+# Fields without influence on the answer (or, like tool_choice, none without another field that is refused).
+HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "service_tier",
+        "parallel_tool_calls",
+    }
+)
+
+# Known fields that are not supported, and the values of theirs that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "logits_processors": ([],),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "truncate_prompt_tokens": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "audio": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "kv_transfer_params": (),
+}
+
+
+class StreamOptions(BaseModel):
+    """How a stream reports usage."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = Field(
+        default=None, description="Send a last chunk with the usage of the whole request."
+    )
+    continuous_usage_stats: bool | None = Field(default=None, description="Send the usage so far in all chunks (vLLM).")
+    include_obfuscation: bool | None = Field(
+        default=None, description="Accepted for OpenAI's clients; nothing is padded here."
+    )
+
+
+class ChatRequest(BaseModel):
+    """The body of `POST /v1/chat/completions`. `null` means the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str = Field(description="The served model's name.")
+    messages: list[dict[str, Any]] = Field(
+        description="Messages of the roles system, developer, user and assistant. Their content is a string, or a list "
+        "of parts: text, and in user messages image_url."
+    )
+    max_completion_tokens: int | None = Field(
+        default=None, description="Most tokens to generate; absent: what is left."
+    )
+    max_tokens: int | None = Field(default=None, description="The older name of max_completion_tokens.")
+    temperature: float | None = Field(default=None, description="0 means greedy. Absent: 1.")
+    top_p: float | None = Field(
+        default=None, description="Sample among the fewest tokens with at least this probability."
+    )
+    top_k: int | None = Field(default=None, description="Sample among the k likeliest tokens; 0 or -1: all (vLLM).")
+    seed: int | None = Field(default=None, description="The same seed and prompt give the same answer.")
+    stop: str | list[str] | None = Field(default=None, description="Strings that end the answer.")
+    stop_token_ids: list[int] | None = Field(default=None, description="Tokens that end the answer (vLLM).")
+    ignore_eos: bool | None = Field(default=None, description="Go on past the end-of-sequence token (vLLM).")
+    stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
+    stream_options: StreamOptions | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """The sampling settings.
+
+        Raises:
+            InvalidRequest: a value out of range.
+        """
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise InvalidRequest(
+                "max_tokens and max_completion_tokens differ; give only max_completion_tokens", param="max_tokens"
+            )
+        given = {
+            "max_tokens": self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
+            "stop_token_ids": tuple(self.stop_token_ids) if self.stop_token_ids else None,
+            "ignore_eos": self.ignore_eos,
+        }
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """Reads a request body.
+
+    Raises:
+        InvalidRequest: not JSON, or not a chat request: one sentence that names the field.
+    """
+    try:
+        data = pydantic_core.from_json(body)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"the request's body is not valid JSON: {error}; check its quotes, commas and encoding"
+        ) from None
+    if not isinstance(data, dict):
+        raise InvalidRequest('the request\'s body must be a JSON object, as in {"model": ..., "messages": [...]}')
+    fields = {name: value for name, value in data.items() if value is not None and name not in HARMLESS}
+    for name, value in list(fields.items()):
+        if name in ChatRequest.model_fields:
+            continue
+        _refuse_unless_neutral(name, value)
+        del fields[name]
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise condense(error) from None
+
+
+def condense(error: ValidationError) -> InvalidRequest:
+    """One sentence for what pydantic found: the first problem, with its path."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    # Alternatives of a union appear in the path as type names; a client knows only keys and positions.
+    keys = [key for key in first["loc"] if isinstance(key, int) or key in _field_names()]
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    problem = first["msg"].removeprefix("Input ").replace("Field required", "is missing; add it")
+    if first["type"] == "extra_forbidden":
+        path, problem = f"{path}.{str(first['loc'][-1])[:MAX_LISTED]}".lstrip("."), "is not a known field; leave it out"
+    return InvalidRequest(f"{path or 'the request'} {problem}", param=path or None)
+
+
+def _field_names() -> frozenset[str]:
+    return frozenset(ChatRequest.model_fields) | frozenset(StreamOptions.model_fields)
+
+
+def _refuse_unless_neutral(name: str, value: Any) -> None:
+    shown = name[:MAX_LISTED]
+    if name not in NEUTRAL:
+        near = difflib.get_close_matches(shown, ChatRequest.model_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
+        raise InvalidRequest(f"{shown!r} is not a known field{hint}", param=shown)
+    neutral = NEUTRAL[name]
+    # False == 0 in Python, but "logprobs": 0 and "n": true ask for something else.
+    if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral):
+        hint = f" or give {_json(neutral[0])}" if neutral else ""
+        raise InvalidRequest(f"{shown!r} is not supported; leave it out{hint}", param=shown)
+
+
+def _json(value: Any) -> str:
+    return pydantic_core.to_json(value).decode()
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def completion(
+    request_id: str, model: str, created: int, text: str, finish_reason: str, used: Mapping[str, int]
+) -> dict[str, Any]:
+    """The answer to a request that does not stream."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return _envelope(request_id, "chat.completion", model, created) | {"choices": [choice], "usage": dict(used)}
+
+
+def chunk(
+    request_id: str,
+    model: str,
+    created: int,
+    delta: Mapping[str, str] | None,
+    finish_reason: Literal["stop", "length"] | None = None,
+) -> dict[str, Any]:
+    """One event of a stream. `delta` None: no choices, as in the last chunk, which carries usage only."""
+    choices = []
+    if delta is not None:
+        choices = [{"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}]
+    return _envelope(request_id, "chat.completion.chunk", model, created) | {"choices": choices}
+
+
+def model_card(name: str, created: int) -> dict[str, Any]:
+    """An entry of `GET /v1/models`."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "epdjax"}
+
+
+def _envelope(request_id: str, kind: str, model: str, created: int) -> dict[str, Any]:
+    return {"id": request_id, "object": kind, "created": created, "model": model}

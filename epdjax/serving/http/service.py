@@ -1,0 +1,43 @@
+"""What all requests of one server share."""
+
+import dataclasses
+import time
+
+from epdjax.serving.http.decoding import DecodingPool
+from epdjax.serving.http.engine import Engine
+from epdjax.serving.http.gate import Gate
+
+
+@dataclasses.dataclass
+class Service:
+    """The engine, who is being served, and the threads that decode."""
+
+    llm: Engine
+    gate: Gate
+    pool: DecodingPool
+    created: int
+    closed: bool = False
+
+    @classmethod
+    def of(cls, llm: Engine) -> "Service":
+        """A service around an engine."""
+        return cls(llm, Gate(llm.limits), DecodingPool(llm.limits), int(time.time()))
+
+    async def close(self, timeout_s: float) -> bool:
+        """Lets what is running finish, then ends the engine; whether everything finished in time.
+
+        Only the first call acts. A request that is still running after the timeout gets an error instead of the rest
+        of its answer.
+        """
+        if self.closed:
+            return True
+        self.closed = True
+        self.gate.close()
+        deadline = time.monotonic() + timeout_s
+        finished = await self.gate.wait_idle(timeout_s)
+        await self.llm.shutdown(drain=finished, timeout_s=max(1.0, deadline - time.monotonic()))
+        if not finished:
+            # Long enough for the errors to be sent.
+            await self.gate.wait_idle(1.0)
+        self.pool.close()
+        return finished

@@ -1,0 +1,260 @@
+"""Request bodies: read, or refused in one sentence that names the field."""
+
+import json
+from typing import Any
+
+import pytest
+
+from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.http.errors import MAX_MESSAGE, request_error_body
+from epdjax.serving.http.protocol import NEUTRAL, parse_chat_request
+from epdjax.serving.http.validation import validate_messages
+from epdjax.serving.params import SamplingParams
+
+USER = {"role": "user", "content": "hi"}
+
+
+def parse(**fields: Any) -> Any:
+    return parse_chat_request(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
+
+
+def refused(body: bytes | None = None, **fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        request = parse_chat_request(body) if body is not None else parse(**fields)
+        request.sampling_params()
+    message = request_error_body(caught.value)["error"]["message"]
+    assert len(message) <= MAX_MESSAGE and "\n" not in message
+    return caught.value
+
+
+def test_defaults_and_nulls() -> None:
+    plain = parse()
+    assert plain.sampling_params() == SamplingParams() and not plain.stream
+    names = [
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "n",
+        "tools",
+        "unheard_of",
+    ]
+    assert parse(**dict.fromkeys(names)) == plain
+
+
+def test_every_sampling_field_arrives() -> None:
+    params = parse(
+        max_completion_tokens=9,
+        temperature=0,
+        top_p=0.5,
+        top_k=5,
+        seed=-3,
+        stop="x",
+        stop_token_ids=[4],
+        ignore_eos=True,
+    ).sampling_params()
+    assert params == SamplingParams(9, 0, 5, 0.5, -3, ("x",), (4,), True)
+    assert parse(max_tokens=4, stop=["a", "b"]).sampling_params() == SamplingParams(max_tokens=4, stop=("a", "b"))
+    assert parse(max_tokens=4, max_completion_tokens=4).sampling_params().max_tokens == 4
+
+
+def test_harmless_and_neutral_fields_pass() -> None:
+    assert parse(user="u", metadata={"a": "b"}, store=False, service_tier="auto") == parse()
+    assert parse(**{name: values[0] for name, values in NEUTRAL.items() if values}) == parse()
+    assert parse(presence_penalty=0.0, repetition_penalty=1.0, min_p=0.0) == parse()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2),
+        ("n", 0),
+        ("n", True),
+        ("n", 10**9),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("top_logprobs", 5),
+        ("tools", [{}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}),
+        ("presence_penalty", 0.1),
+        ("frequency_penalty", -2),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"1": 5}),
+        ("min_p", 0.1),
+        ("min_tokens", 1),
+        ("echo", True),
+        ("guided_json", {}),
+        ("chat_template", "x"),
+        ("priority", 1),
+        ("modalities", ["audio"]),
+        ("audio", {}),
+        ("reasoning_effort", "high"),
+        ("prompt_logprobs", 0),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None:
+    error = refused(**{name: value})
+    assert error.param == name and f"'{name}' is not supported" in error.message
+
+
+def test_typos_are_not_ignored() -> None:
+    error = refused(temprature=0)
+    assert "did you mean 'temperature'" in error.message and error.param == "temprature"
+    assert len(refused(b'{"' + b"x" * 10_000 + b'": 1}').message) < 300
+    assert "stream_options.include_usge" in refused(stream_options={"include_usge": True}).message
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"temperature": "0.5"}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 1e30}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": []}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_p": -1}, "top_p"),
+        ({"top_p": -(10**400)}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
+        ({"top_k": 10**4000}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(10**4000)}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 10**4000}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["x" * 257]}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [2**40]}, "stop_token_ids"),
+        ({"stop_token_ids": "1"}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * 17}, "stop_token_ids"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"model": 5}, "model"),
+        ({"model": None}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [USER, 5]}, "messages[1]"),
+    ],
+)
+def test_values_out_of_range_or_type(fields: dict[str, Any], path: str) -> None:
+    error = refused(**fields)
+    assert path in error.message
+    assert (error.param or "").startswith(path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"hello",
+        b"{'model': 1}",
+        b'{"model": "m",}',
+        b"\xff\xfe{}",
+        b'{"a": "\xff"}',
+        b'{"a": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"a": 1} {"b": 2}',
+        b"[]",
+        b'"x"',
+        b"null",
+        b"7",
+    ],
+)
+def test_not_json_or_no_object(body: bytes) -> None:
+    assert "JSON" in refused(body).message
+
+
+def check(*messages: Any) -> Any:
+    return validate_messages(list(messages))
+
+
+def test_messages_in_one_form() -> None:
+    text, url = {"type": "text", "text": "a"}, "data:,"
+    checked, pictures = check(
+        {"role": "developer", "content": "x", "name": "n"},
+        {"role": "user", "content": [text, {"type": "image_url", "image_url": {"url": url, "detail": "low"}}]},
+        {"role": "assistant", "content": [text], "tool_calls": None, "refusal": None},
+        {"role": "user", "content": [{"type": "image_url", "image_url": url}, {"type": "image", "image": url}]},
+    )
+    picture = {"type": "image_url", "image_url": url}
+    assert pictures
+    assert checked == [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": [text, picture]},
+        {"role": "assistant", "content": [text]},
+        {"role": "user", "content": [picture, picture]},
+    ]
+    assert check(USER) == ([USER], False)
+
+
+def part(**fields: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": "a"}, fields]}
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "says"),
+    [
+        ({"content": "x"}, "messages[0].role", "missing"),
+        ({"role": "tool", "content": "x"}, "messages[0].role", "'tool' is unknown; use one of system"),
+        ({"role": 5, "content": "x"}, "messages[0].role", "unknown"),
+        ({"role": ["user"], "content": "x"}, "messages[0].role", "unknown"),
+        ({"role": "user"}, "messages[0].content", "missing"),
+        ({"role": "user", "content": []}, "messages[0].content", "empty"),
+        ({"role": "user", "content": 5}, "messages[0].content", "string or a list"),
+        ({"role": "user", "content": {"type": "text"}}, "messages[0].content", "string or a list"),
+        ({"role": "user", "content": ["x"]}, "messages[0].content[0]", "object"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls", "not supported"),
+        (part(type="input_audio", input_audio={}), "messages[0].content[1].type", "'input_audio' is not supported"),
+        (part(type="video_url", video_url={}), "messages[0].content[1].type", "use text or image_url"),
+        (part(type=["text"]), "messages[0].content[1].type", "not supported"),
+        (part(), "messages[0].content[1].type", "not supported"),
+        (part(type="text"), "messages[0].content[1].text", "string"),
+        (part(type="text", text=None), "messages[0].content[1].text", "string"),
+        (part(type="image_url"), "messages[0].content[1].image_url", "no picture"),
+        (part(type="image_url", image_url={}), "messages[0].content[1].image_url.url", "no picture"),
+        (part(type="image_url", image_url={"url": ""}), "messages[0].content[1].image_url.url", "no picture"),
+        (part(type="image_url", image_url=[]), "messages[0].content[1].image_url", "string"),
+        (part(type="image_url", image_url={"url": 5}), "messages[0].content[1].image_url.url", "string"),
+        (
+            part(type="image_url", image_url={"url": "x", "detail": 5}),
+            "messages[0].content[1].image_url.detail",
+            "auto",
+        ),
+        ({**part(type="image_url", image_url="x"), "role": "system"}, "messages[0].content[1]", "user messages"),
+    ],
+)
+def test_messages_in_error(message: dict[str, Any], param: str, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check(message)
+    assert caught.value.param == param
+    assert says in caught.value.message and param.split(".")[0] in caught.value.message
+
+
+def test_no_messages() -> None:
+    with pytest.raises(InvalidRequest, match="at least one"):
+        check()
