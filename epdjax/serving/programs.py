@@ -18,9 +18,10 @@ from epdjax.serving.instance import Instance
 
 # XLA:GPU merges dots that share an input by concatenating their weights, anew in every step: for a decode step that
 # is as many bytes again as it has to read. With a threshold of zero it leaves them alone.
-COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    platform: {"xla_gpu_dot_merger_threshold_mb": "0"} for platform in ("gpu", "cuda")
-}
+GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_dot_merger_threshold_mb": "0"}
+# Its Triton emitter finds no tiles for the 4 x 1025 rows of four InternViT units; cuBLAS takes any shape, and an encode
+# step is made of large products, which it is good at.
+GPU_ENCODE_OPTIONS: dict[str, str | bool] = GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}
 
 Progress = Callable[[int, int, str], None]
 """Called with (programs done, programs in all, the one just done)."""
@@ -36,8 +37,10 @@ class Job:
 
     def compile(self) -> Any:
         """The program, as ``jax.stages.Compiled``."""
-        platform = self.instance.submesh.devices[0].platform
-        return self.lower().compile(compiler_options=COMPILER_OPTIONS.get(platform))
+        options = None
+        if self.instance.submesh.devices[0].platform in ("gpu", "cuda"):
+            options = GPU_ENCODE_OPTIONS if self.key[0] == "encode" else GPU_OPTIONS
+        return self.lower().compile(compiler_options=options)
 
     @property
     def label(self) -> str:

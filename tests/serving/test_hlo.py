@@ -13,9 +13,10 @@ from epdjax.mesh.targets import target_devices
 from epdjax.models.internvl import InternVLConfig
 from epdjax.models.registry import FAMILIES, abstract_part
 from epdjax.serving.buckets import Buckets
+from epdjax.serving.deployment import PARTS_OF_ROLE
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
-from epdjax.serving.programs import jobs_of
+from epdjax.serving.programs import Job, jobs_of
 from epdjax.serving.steps import Split
 from tests.models.tiny import tiny_hf_config
 
@@ -39,10 +40,12 @@ def h100_instance(roles: str, tensor: int = 1) -> Instance:
     """An instance whose parameters are shapes on H100s that are not there; widths as in a 1B model."""
     hf = tiny_hf_config(num_layers=LAYERS, num_heads=16, num_kv_heads=KV_HEADS, tied=False)
     hf["text_config"] |= {"hidden_size": 1024, "head_dim": HEAD_DIM, "intermediate_size": 4096, "vocab_size": VOCAB}
+    hf["vision_config"] |= {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    hf["vision_config"] |= {"image_size": [448, 448], "patch_size": [14, 14]}
     config = InternVLConfig.from_hf(hf)
     submesh = Submesh.of(target_devices("h100-80g", tensor), tensor=tensor)
     parts = {}
-    for part in ("encoder", "language_model") if "E" in roles else ("language_model",):
+    for part in sorted({PARTS_OF_ROLE[role] for role in roles}):
         module = abstract_part(FAMILIES["internvl"], config, part, jnp.bfloat16)
         for _, variable in nnx.to_flat_state(nnx.state(module)):
             sharding = submesh.sharding(variable.get_metadata("logical_axes"), variable.shape)
@@ -51,11 +54,18 @@ def h100_instance(roles: str, tensor: int = 1) -> Instance:
     spec = InstanceSpec("X", roles, kv_blocks=KV_BLOCKS, mm_blocks=256, slots=16, max_units=4)
     dtype = jnp.dtype(jnp.bfloat16)
     place = InstanceMesh("X", roles, submesh)
-    return Instance(place, spec, config, parts, BUCKETS, dtype=dtype, block_size=16, mm_block_size=4)
+    return Instance(
+        place, spec, config, parts, BUCKETS, dtype=dtype, block_size=16, mm_block_size=config.tokens_per_unit
+    )
+
+
+def jobs_beside_others(instance: Instance) -> list[Job]:
+    """Its programs in a deployment that has an instance of each stage besides."""
+    return jobs_of(instance, [instance, *(h100_instance(role) for role in "EPD")])
 
 
 def compiled_text(instance: Instance, step: str) -> str:
-    job = next(job for job in jobs_of(instance, [instance, h100_instance("EPD")]) if job.key[0] == step)
+    job = next(job for job in jobs_beside_others(instance) if job.key[0] == step)
     return job.compile().as_text()
 
 
@@ -97,12 +107,20 @@ def test_a_step_copies_neither_weights_nor_pool(roles: str, step: str, tensor: i
 def test_pools_are_aliased(roles: str, step: str) -> None:
     """The compiler agreed to every donation: each pool's input buffer is its output buffer."""
     instance = h100_instance(roles)
-    job = next(job for job in jobs_of(instance, [instance, h100_instance("EPD")]) if job.key[0] == step)
+    job = next(job for job in jobs_beside_others(instance) if job.key[0] == step)
     analysis = job.compile().memory_analysis()
     rows, d = instance.mm_shape
     pool = (KV_BLOCKS + 1) * 16 * 8 * 64 * 2 * LAYERS if step != "land_mm" else rows * d * 2
     assert analysis.alias_size_in_bytes >= pool
     assert analysis.temp_size_in_bytes < pool / 2
+
+
+@pytest.mark.parametrize(("roles", "tensor"), [("EPD", 1), ("E", 1), ("P", 2), ("D", 4)])
+def test_every_program_compiles_for_a_gpu(roles: str, tensor: int) -> None:
+    """All steps at the widths of a 1B model with 448-pixel tiles, and none needs more than a share of the device."""
+    instance = h100_instance(roles, tensor)
+    for job in jobs_beside_others(instance):
+        assert job.compile().memory_analysis().temp_size_in_bytes < 2 * 2**30, job.label
 
 
 def test_the_copy_finder_finds_copies() -> None:
