@@ -25,11 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from epdjax.demo import demo_model_path
-    from epdjax.demo.evaluate import differences, evaluate, held_out_questions, table
+    from epdjax.demo.evaluate import differences, evaluate_all, held_out_questions, table
 
     console = Console()
     asked = held_out_questions(arguments.per_kind, arguments.seed)
-    reports = [evaluate(arguments.model or demo_model_path(), mesh, asked) for mesh in arguments.mesh]
+    reports = evaluate_all(arguments.model or demo_model_path(), arguments.mesh, asked)
     console.print(table(reports))
     for item, answer in reports[0].wrong(asked)[: arguments.show_wrong]:
         console.print(f"{item.question.kind}: {item.question.text!r} -> {answer!r}, not {item.question.answer!r}")

@@ -7,8 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epdjax.demo.data import BUCKETS, Batch, Sampler, cell_targets, count_targets, image_processor, tiles_of
+from epdjax.demo.data import (
+    BUCKETS,
+    WITHOUT_PICTURE,
+    Batch,
+    Sampler,
+    cell_targets,
+    count_targets,
+    image_processor,
+    tiles_of,
+)
 from epdjax.demo.loader import held_out, order
+from epdjax.demo.objective import segment_mask
 from epdjax.demo.recipe import CURRICULUM, MAX_TILES, TOKENS_PER_TILE, TrainConfig
 from epdjax.demo.scenes import draw, random_scene
 from epdjax.demo.tokenizer import load_tokenizer, train_tokenizer
@@ -45,7 +55,7 @@ def test_each_placeholder_has_its_mm_token(folder: Path, units: int) -> None:
 
 def test_each_segment_reads_as_a_conversation_of_its_own(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    batch = batch_of(folder, 1, multi_turn=0.0, system=0.0)
+    batch = batch_of(folder, 1, multi_turn=0.0, system=0.0, small_talk=0.0)
     tokens, segments, positions = batch.tokens[0], batch.segments[0], batch.positions[0]
     prefix = int((segments == 0).sum())
     assert segments.max() > 3
@@ -60,21 +70,33 @@ def test_each_segment_reads_as_a_conversation_of_its_own(folder: Path) -> None:
         assert expanded + answer + "<|im_end|>" == text
 
 
+def test_small_talk_sees_no_picture(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    batch = batch_of(folder, 1, multi_turn=0.0, small_talk=0.5)
+    talk = batch.segments[0] >= WITHOUT_PICTURE
+    assert talk.any()
+    assert tokenizer.decode(batch.tokens[0][talk]).startswith("<|im_start|>user\n")
+    assert (batch.positions[0][talk] == 0).sum() == len(np.unique(batch.segments[0][talk]))
+    mask = np.asarray(segment_mask(batch.segments))[0]
+    assert not mask[talk][:, batch.segments[0] == 0].any()
+
+
 def test_the_loss_looks_at_answers_only(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     batch = batch_of(folder, 3, multi_turn=0.0)
     known = batch.targets[0] >= 0
     following = batch.tokens[0][batch.answers[0][known] + 1]
     assert np.array_equal(following, batch.targets[0][known])
-    assert (following == tokenizer.eos_token_id).sum() == len(np.unique(batch.asked[0][known]))
+    assert (following == tokenizer.eos_token_id).sum() == len(np.unique(batch.segments[0][batch.answers[0][known]]))
 
 
 def test_the_targets_of_the_helper_heads_count_every_thing() -> None:
     rng = random.Random(3)
     for grid in ((1, 1), (3, 2)):
         scene = random_scene(rng, grid)
-        cells = cell_targets(scene, grid, grid != (1, 1))
+        cells, centres = cell_targets(scene, grid, grid != (1, 1))
         assert cells.shape == (1 if grid == (1, 1) else 7, TOKENS_PER_TILE, 20)
+        assert centres.shape == (*cells.shape[:2], 2)
         assert count_targets(scene)[-1] == len(scene.things)
         assert cells[-1, :, :18].sum() <= len(scene.things)
 
