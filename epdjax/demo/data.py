@@ -27,7 +27,7 @@ ANSWER_SHARE = 0.45  # of the suffix tokens may be answers
 CELLS = 4  # MM tokens along one side of a tile
 CLASSES = len(COLOURS) * len(SHAPES)
 CELL_FEATURES = CLASSES + len(SIZES)
-GUIDES = 24  # lessons in looking per sample
+GUIDES = 32  # lessons in looking per sample
 WITHOUT_PICTURE = 1000  # segments from this number on do not see the prefix
 # What the count head is taught at each picture's end: every (colour, shape, size), (colour, shape), colour, shape, all.
 COUNT_FEATURES = CLASSES * len(SIZES) + CLASSES + len(COLOURS) + len(SHAPES) + 1
@@ -318,8 +318,8 @@ class _Row:
         if self.guides == b.guide_at.shape[1]:
             return
         to = b.guide_to[row, self.guides]
-        if guide.picture is not None:
-            to[b.ends[row, guide.picture]] = 1
+        if guide.pictures:
+            to[b.ends[row, list(guide.pictures)]] = 1
         elif guide.noun is not None:
             # The start of the picture takes one share too: all where there is no such thing, and the less, the more
             # things there are, so that the head can count.

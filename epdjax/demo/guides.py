@@ -2,7 +2,8 @@
 
 Left alone, the decoder answers from a summary of the picture and takes very long to find out that it can look at the
 very thing a question names. So one head is shown: from the end of each noun phrase to the tokens of what it names ("the
-red circle" to the red circle), and another, at the start of what is about to be said, to what that is about.
+red circle" to the red circle), and another, at the start of what is about to be said, to what that is about; where two
+things are named, that one looks from the second back to the first, so that both are known in one place.
 """
 
 import dataclasses
@@ -29,14 +30,14 @@ class Guide:
     Attributes:
         at: token of the segment (question, turn markers, answer) that looks.
         head: `NAMED` or `NEXT`.
-        noun: what to look at, in the thumbnail; None where `picture` says it.
-        picture: number of the picture whose end to look at.
+        noun: what to look at, in the thumbnail; None where `pictures` say it.
+        pictures: numbers of the pictures whose ends to look at.
     """
 
     at: int
     head: int
     noun: Noun | None = None
-    picture: int | None = None
+    pictures: tuple[int, ...] = ()
 
 
 def phrases(text: str) -> list[tuple[int, int, Noun]]:
@@ -68,9 +69,14 @@ def guides(
     if pictures == 2:
         # A thumbnail in the first of two pictures cannot be told from its tiles by position; the pictures' ends can.
         about_one = question.kind in ("count", "existence", "describe")
-        picture = 1 if "second" in question.text.lower() else 0
-        return [Guide(said - 1, NEXT, picture=picture)] if about_one else []
-    lessons = [Guide(_token_at(text_offsets, end - 1), NAMED, noun) for _, end, noun in phrases(question.text)]
+        one = 1 if "second" in question.text.lower() else 0
+        return [Guide(said - 1, NEXT, pictures=(one,) if about_one else (0, 1))]
+    named = [(_token_at(text_offsets, end - 1), noun) for _, end, noun in phrases(question.text)]
+    lessons = [Guide(at, NAMED, noun) for at, noun in named]
+    if len(named) == 1 and question.kind in ("shape", "colour", "position", "size"):
+        lessons.append(Guide(said - 1, NEXT, named[0][1]))
+    if len(named) == 2 and question.kind in ("relation", "size"):
+        lessons.append(Guide(named[1][0], NEXT, named[0][1]))
     if question.kind == "describe":
         for _, end, noun in phrases(question.answer):
             start = question.answer.rfind(", ", 0, end)

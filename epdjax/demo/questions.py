@@ -296,19 +296,19 @@ def _about_one_of_two(rng: random.Random, first: Scene, second: Scene) -> Questi
 
 
 _ABOUT_ONE: dict[str, tuple[Callable[[random.Random, Scene], Question | None], float]] = {
-    "shape": (_shape, 1.0),
-    "colour": (_colour, 1.0),
+    "shape": (_shape, 0.6),
+    "colour": (_colour, 0.6),
     "count": (_count, 2.2),
-    "existence": (_existence, 1.2),
-    "position": (_position, 2.2),
-    "relation": (_relation, 3.2),
-    "size": (_size, 1.5),
+    "existence": (_existence, 0.9),
+    "position": (_position, 3.4),
+    "relation": (_relation, 4.2),
+    "size": (_size, 1.2),
     "describe": (_describe, 1.0),
 }
 _ABOUT_TWO: dict[str, tuple[Callable[[random.Random, Scene, Scene], Question | None], float]] = {
-    "compare_two": (_compare_two, 2.0),
-    "both": (_both, 1.6),
-    "one_of_two": (_about_one_of_two, 1.8),
+    "compare_two": (_compare_two, 2.6),
+    "both": (_both, 2.0),
+    "one_of_two": (_about_one_of_two, 1.2),
 }
 
 

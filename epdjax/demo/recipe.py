@@ -61,7 +61,7 @@ class TrainConfig:
     batch_tokens: int = 4000
     batch_units: int = 96  # while the encoder is alone
     seed: int = 0
-    aux_weight: float = 0.5
+    aux_weight: float = 0.25
     eval_every: int = 500
     eval_batches: int = 24
     save_every: int = 250
