@@ -75,7 +75,7 @@ def guides(
     lessons = [Guide(at, NAMED, noun) for at, noun in named]
     if len(named) == 1 and question.kind in ("shape", "colour", "position", "size"):
         lessons.append(Guide(said - 1, NEXT, named[0][1]))
-    if len(named) == 2 and question.kind in ("relation", "size"):
+    if len(named) == 2 and question.kind == "size":
         lessons.append(Guide(named[1][0], NEXT, named[0][1]))
     if question.kind == "describe":
         for _, end, noun in phrases(question.answer):

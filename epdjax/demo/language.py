@@ -10,12 +10,6 @@ import re
 from epdjax.demo.scenes import COLOURS, SHAPES, SIZES
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
-DIRECTIONS = {
-    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
-    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
-    "above": ("above", "higher than", "over"),
-    "below": ("below", "lower than", "under"),
-}
 ANYTHING = ("object", "shape", "thing")
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 
@@ -111,14 +105,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "what is the position of the {x}",
         "where is the {x} in the image",
         "tell me where the {x} is",
-    ),
-    "relation": (
-        "is the {x} {d} the {y}",
-        "is the {x} {d} the {y} in the picture",
-        "the {x}, is it {d} the {y}",
-        "can you tell if the {x} is {d} the {y}",
-        "would you say the {x} is {d} the {y}",
-        "do you see the {x} {d} the {y}",
     ),
     "size": (
         "is the {x} small or large",

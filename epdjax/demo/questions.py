@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from epdjax.demo.language import (
     ANYTHING,
-    DIRECTIONS,
     NO_PICTURE,
     NUMBER_WORDS,
     QUESTIONS,
@@ -31,7 +30,6 @@ KINDS = (
     "count",
     "existence",
     "position",
-    "relation",
     "size",
     "compare_two",
     "both",
@@ -39,7 +37,6 @@ KINDS = (
 )
 LOW, HIGH = 0.37, 0.63  # beyond these shares of a side a thing is clearly at that side
 MIDDLE = (0.43, 0.57)  # and between these clearly in the middle
-APART = 0.12  # share of a side by which one thing must be beyond another to be asked about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,20 +200,6 @@ def _position(rng: random.Random, scene: Scene) -> Question | None:
     return _ask(rng, "position", phrasing, answer, x=name)
 
 
-def _relation(rng: random.Random, scene: Scene) -> Question | None:
-    pair = _pair(rng, scene)
-    if pair is None:
-        return None
-    (x0, y0), (x1, y1) = scene.where(pair[0]), scene.where(pair[1])
-    options = [("left", x1 - x0), ("right", x0 - x1)] if abs(x0 - x1) > APART else []
-    options += [("above", y1 - y0), ("below", y0 - y1)] if abs(y0 - y1) > APART else []
-    if not options:
-        return None
-    direction, lead = rng.choice(options)
-    names = {"x": pair[0].name, "y": pair[1].name, "d": rng.choice(DIRECTIONS[direction])}
-    return _ask(rng, "relation", "relation", _yes(lead > 0), **names)
-
-
 def _size(rng: random.Random, scene: Scene) -> Question | None:
     pair = _pair(rng, scene)
     if pair is not None and pair[0].size != pair[1].size and rng.random() < 0.6:
@@ -300,13 +283,12 @@ _ABOUT_ONE: dict[str, tuple[Callable[[random.Random, Scene], Question | None], f
     "colour": (_colour, 0.6),
     "count": (_count, 2.2),
     "existence": (_existence, 0.9),
-    "position": (_position, 3.4),
-    "relation": (_relation, 4.2),
+    "position": (_position, 3.0),
     "size": (_size, 1.2),
-    "describe": (_describe, 1.0),
+    "describe": (_describe, 2.0),
 }
 _ABOUT_TWO: dict[str, tuple[Callable[[random.Random, Scene, Scene], Question | None], float]] = {
-    "compare_two": (_compare_two, 2.6),
+    "compare_two": (_compare_two, 3.5),
     "both": (_both, 2.0),
     "one_of_two": (_about_one_of_two, 1.2),
 }

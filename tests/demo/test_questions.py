@@ -62,8 +62,6 @@ def expected_answer(text: str) -> str | None:
     """The answer about `SCENE`, worked out by hand, of a few bare questions."""
     return {
         "what shape is the blue one": "square",
-        "is the red circle to the left of the blue square": "yes",
-        "is the red circle below the blue square": "no",
         "how many squares are there": "2",
         "how many squares are in the picture": "2",
         "is there a large red circle": "yes",
@@ -82,7 +80,7 @@ def test_answers_about_a_known_scene() -> None:
         if question is not None and (answer := expected_answer(question.text)) is not None:
             assert question.answer == answer, question
             checked.add(question.kind)
-    assert checked == {"shape", "relation", "count", "existence", "size", "position", "colour"}
+    assert checked == {"shape", "count", "existence", "size", "position", "colour"}
 
 
 def test_two_pictures_are_compared_and_searched() -> None:
@@ -96,15 +94,6 @@ def test_two_pictures_are_compared_and_searched() -> None:
             )
         if question is not None and question.kind == "compare_two" and "more squares" in question.text.lower():
             assert question.answer == "the first picture"
-
-
-def test_things_nearly_aligned_are_not_compared() -> None:
-    almost = Scene(100, 100, (255, 255, 255), (RED, Thing("square", "blue", "small", 33, 80, 8)))
-    rng = random.Random(0)
-    for _ in range(2000):
-        question = random_question(rng, [almost], "relation")
-        assert question is not None
-        assert not {"left", "right"} & set(question.text.lower().split())
 
 
 def test_descriptions_group_things_in_a_fixed_order() -> None:
