@@ -90,6 +90,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the engine, serve, and say how to ask."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there is no news here
     # Imported here so that `--help` and argument errors do not wait for JAX.
     from epdjax.cli.invitation import invitation
     from epdjax.cli.progress import CompileProgress
@@ -98,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.serving.llm import AsyncLLM
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "jax"):  # JAX tells of every platform it does not find
+        logging.getLogger(name).setLevel(logging.WARNING)
     model = arguments.model or demo_model_path()
     settings = engine_settings(arguments)
     if arguments.model is None and arguments.served_model_name is None:
