@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+STOP_TIMEOUT_S = 10.0
 Report = Callable[[Any, BaseException | None], None]
 
 
@@ -28,7 +29,10 @@ class Waiter:
         self._queue.put((arrays, fetch, report))
 
     def stop(self) -> None:
+        """End the thread once it has reported all it was given. A thread that is still inside JAX when the interpreter
+        ends takes the process down with it, so this waits."""
         self._queue.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
