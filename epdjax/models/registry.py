@@ -11,11 +11,14 @@ from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
 from epdjax.models.internvl import InternVLConfig, InternVLEncoder
+from epdjax.models.internvl_chat import InternVLChatConfig
+from epdjax.models.internvl_chat_keys import INTERNVL_CHAT_KEYS
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.processing.internvl_chat import InternVLChatProcessor
 from epdjax.models.text_config import TextConfig
 
 
@@ -99,6 +102,13 @@ FAMILIES: dict[str, Family] = {
             encoder=InternVLEncoder,
             key_map=INTERNVL_KEYS,
             processor=InternVLProcessor,
+        ),
+        Family(
+            model_type="internvl_chat",
+            read_config=InternVLChatConfig.from_hf,
+            encoder=InternVLEncoder,
+            key_map=INTERNVL_CHAT_KEYS,
+            processor=InternVLChatProcessor,
         ),
     )
 }
