@@ -5,6 +5,7 @@ References: HF ``InternVLProcessor``, ``GotOcr2ImageProcessor``, ``InternVLVideo
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -107,7 +108,12 @@ class TileProcessor(Processor):
     def _tiles(self, image: Image.Image, tiled: bool) -> np.ndarray:
         # The processor is given a PIL image, never an array: it guesses the layout of arrays from their shape, wrongly
         # for pictures 1 or 3 pixels high.
-        options = {"do_resize": True, "do_rescale": False, "do_normalize": False, "crop_to_patches": tiled}
+        options: dict[str, Any] = {
+            "do_resize": True,
+            "do_rescale": False,
+            "do_normalize": False,
+            "crop_to_patches": tiled,
+        }
         out = self.image_processor(image, do_convert_rgb=True, **options)
         tiles = np.stack([np.asarray(tile) for tile in out["pixel_values"]])
         return np.ascontiguousarray(tiles.transpose(0, 2, 3, 1))
