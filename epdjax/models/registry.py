@@ -16,9 +16,12 @@ from epdjax.models.internvl_chat_keys import INTERNVL_CHAT_KEYS
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
+from epdjax.models.minicpmv import MiniCPMVConfig, MiniCPMVEncoder
+from epdjax.models.minicpmv_keys import MINICPMV_KEYS
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.internvl import InternVLProcessor
 from epdjax.models.processing.internvl_chat import InternVLChatProcessor
+from epdjax.models.processing.minicpmv import MiniCPMVProcessor
 from epdjax.models.text_config import TextConfig
 
 
@@ -109,6 +112,13 @@ FAMILIES: dict[str, Family] = {
             encoder=InternVLEncoder,
             key_map=INTERNVL_CHAT_KEYS,
             processor=InternVLChatProcessor,
+        ),
+        Family(
+            model_type="minicpmv",
+            read_config=MiniCPMVConfig.from_hf,
+            encoder=MiniCPMVEncoder,
+            key_map=MINICPMV_KEYS,
+            processor=MiniCPMVProcessor,
         ),
     )
 }
