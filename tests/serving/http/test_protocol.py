@@ -230,7 +230,7 @@ def part(**fields: Any) -> dict[str, Any]:
         ({"role": "user", "content": ["x"]}, "messages[0].content[0]", "object"),
         ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls", "not supported"),
         (part(type="input_audio", input_audio={}), "messages[0].content[1].type", "'input_audio' is not supported"),
-        (part(type="video_url", video_url={}), "messages[0].content[1].type", "use text or image_url"),
+        (part(type="video_url", video_url={}), "messages[0].content[1].video_url.url", "has no video"),
         (part(type=["text"]), "messages[0].content[1].type", "not supported"),
         (part(), "messages[0].content[1].type", "not supported"),
         (part(type="text"), "messages[0].content[1].text", "string"),
