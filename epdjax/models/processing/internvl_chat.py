@@ -10,9 +10,10 @@ import numpy as np
 from transformers import GotOcr2ImageProcessorPil
 
 from epdjax.models.internvl_chat import Conversation, InternVLChatConfig
+from epdjax.models.processing.files import special_token
 from epdjax.models.processing.internvl import FRAMES, TileProcessor
 
-STOP = "<|im_end|>"  # ends a message in every conversation format supported
+START, STOP = "<|im_start|>", "<|im_end|>"  # around a message in every conversation format supported
 
 _TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n{{ SYSTEM }}{{ SEPARATOR }}{%- endif -%}"
@@ -54,8 +55,9 @@ class InternVLChatProcessor(TileProcessor):
         if config.conversation is not None:
             self.chat_template = template(config.conversation)
             self._list_content, self._string_content = self._probe_template()
-            if (stop := self.tokenizer.convert_tokens_to_ids(STOP)) is not None:
-                self.eos_token_ids |= {stop}
+            for token in (START, STOP):
+                special_token(self.tokenizer, "", token)
+            self.eos_token_ids |= {int(self.tokenizer.convert_tokens_to_ids(STOP))}
 
     def sample_frames(self, frames: int, fps: float) -> np.ndarray:
         """The middle frames of `FRAMES` equal parts, counted as the reference's ``load_video`` does."""

@@ -48,8 +48,8 @@ class MiniCPMVProcessor(Processor):
             special_token(self.tokenizer, "", mark)
         self.mm_token_id = int(self.tokenizer.convert_tokens_to_ids(self.mm_token))
         self.placeholders = {"image": "(<image>./</image>)", "video": "(<video>./</video>)"}
-        stops = (self.tokenizer.convert_tokens_to_ids(stop) for stop in STOPS)
-        self.eos_token_ids |= {stop for stop in stops if stop is not None and stop != self.mm_token_id}
+        added = self.tokenizer.get_added_vocab()
+        self.eos_token_ids |= {added[stop] for stop in STOPS if stop in added}
 
     # ---- pictures -------------------------------------------------------------------------------------------------
 
