@@ -224,12 +224,12 @@ def test_biases_and_odd_groups_survive(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(tensors[name], tensor)
 
 
-@pytest.mark.parametrize("variant", ["internlm2", "llama"])
-def test_answers_of_the_engine(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize(("variant", "mesh"), [("internlm2", "1E1P1D"), ("llama", "1E1Px2,1Dx2")])
+def test_answers_of_the_engine(tmp_path: Path, variant: str, mesh: str) -> None:
     tiny.make(tmp_path, **tiny.VARIANTS[variant])
     model, family = load_model(tmp_path), family_of(tmp_path)
     processor = family.processor(tmp_path, config_of(tmp_path))
     conversations = tiny.conversations()
-    given = answers(tmp_path, "1E1P1D", conversations)
+    given = answers(tmp_path, mesh, conversations)
     for name, messages in conversations.items():
         assert given[name] == dense.greedy(model, processor.prompt(messages), len(given[name])), name

@@ -282,12 +282,12 @@ def test_the_last_layer_is_dropped_unless_kept() -> None:
     assert MiniCPMVConfig.from_hf(hf_config).vision.num_layers == 2
 
 
-@pytest.mark.parametrize("variant", ["two heads, last layer dropped"])
-def test_answers_of_the_engine(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize(("variant", "mesh"), [("two heads, last layer dropped", "2E1P1D")])
+def test_answers_of_the_engine(tmp_path: Path, variant: str, mesh: str) -> None:
     tiny.make(tmp_path, **tiny.VARIANTS[variant])
     model, family = load_model(tmp_path), family_of(tmp_path)
     made = family.processor(tmp_path, config_of(tmp_path))
     conversations = tiny.conversations()
-    given = answers(tmp_path, "1E1P1D", conversations)
+    given = answers(tmp_path, mesh, conversations)
     for name, messages in conversations.items():
         assert given[name] == dense.greedy(model, made.prompt(messages), len(given[name])), name
