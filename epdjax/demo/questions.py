@@ -289,8 +289,8 @@ _ABOUT_ONE: dict[str, tuple[Callable[[random.Random, Scene], Question | None], f
 }
 _ABOUT_TWO: dict[str, tuple[Callable[[random.Random, Scene, Scene], Question | None], float]] = {
     "compare_two": (_compare_two, 3.5),
-    "both": (_both, 2.0),
-    "one_of_two": (_about_one_of_two, 1.2),
+    "both": (_both, 3.5),
+    "one_of_two": (_about_one_of_two, 1.0),
 }
 
 

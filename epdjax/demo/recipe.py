@@ -41,9 +41,9 @@ CURRICULUM = (
     Stage(until=0.30, buckets=((1, 0.4), (3, 0.3), (5, 0.2), (7, 0.1)), max_things=4, pairs=0.3),
     Stage(
         until=1.0,
-        buckets=((1, 0.40), (3, 0.28), (5, 0.14), (7, 0.10), (10, 0.05), (14, 0.03)),
+        buckets=((1, 0.30), (3, 0.32), (5, 0.16), (7, 0.12), (10, 0.06), (14, 0.04)),
         max_things=4,
-        pairs=0.5,
+        pairs=0.55,
     ),
 )
 
@@ -52,11 +52,11 @@ CURRICULUM = (
 class TrainConfig:
     """How to train. Lengths in steps unless a name says otherwise."""
 
-    steps: int = 6000
+    steps: int = 7000
     warmup: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    decay_share: float = 0.4
+    decay_share: float = 0.45
     clip_norm: float = 1.0
     batch_tokens: int = 4000
     batch_units: int = 96  # while the encoder is alone
