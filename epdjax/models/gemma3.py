@@ -35,6 +35,7 @@ class Gemma3Config:
     modalities: tuple[str, ...] = ("image",)
     mm_levels: int = 0
     mm_taps: int = 1
+    mm_bidirectional: bool = True
 
     @property
     def pool(self) -> int:
@@ -76,7 +77,9 @@ class Gemma3Config:
         for field in ("attn_logit_softcapping", "final_logit_softcapping"):
             if text.get(field) is not None:
                 raise ValueError(f"text_config.{field} is {text[field]}; transformers' Gemma 3 ignores it: remove it")
-        vision = VisionConfig.from_hf_clip({"model_type": "siglip_vision_model"} | dict(config.get("vision_config") or {}))
+        vision = VisionConfig.from_hf_clip(
+            {"model_type": "siglip_vision_model"} | dict(config.get("vision_config") or {})
+        )
         if vision.class_token:
             raise ValueError("vision_config.model_type is 'clip_vision_model'; supported: siglip_vision_model")
         tokens = config.get("mm_tokens_per_image", 256)

@@ -73,6 +73,7 @@ class LlavaConfig:
     modalities: tuple[str, ...] = ("image",)
     mm_levels: int = 0
     mm_taps: int = 1
+    mm_bidirectional: bool = False
 
     @property
     def tower_tokens(self) -> int:

@@ -10,13 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
+from epdjax.models.gemma3 import Gemma3Config, Gemma3Encoder
 from epdjax.models.internvl import InternVLConfig, InternVLEncoder
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
+from epdjax.models.llava import LlavaConfig, LlavaEncoder
+from epdjax.models.llava_onevision import LlavaOnevisionConfig, LlavaOnevisionEncoder
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
+from epdjax.models.processing.gemma3 import Gemma3Processor
 from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.processing.llava import LlavaProcessor
+from epdjax.models.processing.llava_onevision import LlavaOnevisionProcessor
 from epdjax.models.text_config import TextConfig
+from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_KEYS, LLAVA_ONEVISION_KEYS
 
 
 class ModelConfig(Protocol):
@@ -94,11 +101,32 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Family(
+            model_type="gemma3",
+            read_config=Gemma3Config.from_hf,
+            encoder=Gemma3Encoder,
+            key_map=GEMMA3_KEYS,
+            processor=Gemma3Processor,
+        ),
+        Family(
             model_type="internvl",
             read_config=InternVLConfig.from_hf,
             encoder=InternVLEncoder,
             key_map=INTERNVL_KEYS,
             processor=InternVLProcessor,
+        ),
+        Family(
+            model_type="llava",
+            read_config=LlavaConfig.from_hf,
+            encoder=LlavaEncoder,
+            key_map=LLAVA_KEYS,
+            processor=LlavaProcessor,
+        ),
+        Family(
+            model_type="llava_onevision",
+            read_config=LlavaOnevisionConfig.from_hf,
+            encoder=LlavaOnevisionEncoder,
+            key_map=LLAVA_ONEVISION_KEYS,
+            processor=LlavaOnevisionProcessor,
         ),
     )
 }

@@ -96,9 +96,7 @@ class VisionConfig:
         """
         kind = config.get("model_type")
         if kind not in ("clip_vision_model", "siglip_vision_model"):
-            raise ValueError(
-                f"vision_config.model_type is {kind!r}; supported: clip_vision_model, siglip_vision_model"
-            )
+            raise ValueError(f"vision_config.model_type is {kind!r}; supported: clip_vision_model, siglip_vision_model")
         clip = kind == "clip_vision_model"
         return cls(
             image_size=_side(config, "image_size", 224),

@@ -1,10 +1,32 @@
-"""Names of CLIP and SigLIP towers and of the models around them, as transformers 4 publishes and 5 reads them."""
+"""Names of CLIP and SigLIP towers and of the models around them, as transformers 5 writes them."""
+
+from typing import Any
+
+import numpy as np
 
 from epdjax.models.decoder_keys import decoder_rules
-from epdjax.models.internvl_keys import PATCH_CONV
-from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, linear_rules, norm_rules
+from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat, linear_rules, norm_rules
 
-_TOWER = "vision_tower.vision_model"
+
+def _conv_shape(shape: Shape, config: Any) -> Shape:
+    vision = config.vision
+    return (shape[1], vision.num_channels, vision.patch_size, vision.patch_size)
+
+
+def _load_conv(x_dcpp: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
+    return x_dcpp.transpose(2, 3, 1, 0).reshape(shape)
+
+
+def _save_conv(x: np.ndarray, out: np.ndarray, config: Any) -> None:
+    d, channels, rows, cols = out.shape
+    out[...] = x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
+
+
+# torch's Conv2d weight [d, channels, rows, cols] is the matrix that the vision tower applies to patches flattened as
+# (rows, cols, channels).
+PATCH_CONV = Transform(_conv_shape, _load_conv, _save_conv)
+
+_TOWER = "vision_tower"
 _LAYER, _OURS = f"{_TOWER}.encoder.layers.{{}}", "tower.layers.{}"
 
 TOWER = flat(
@@ -38,14 +60,13 @@ def _keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
             *projector,
             *decoder_rules("language_model.model", "language_model.lm_head", sandwich=sandwich),
         ),
-        # transformers 5 calls the tower's modules by shorter names, and in memory puts "model." before everything.
+        # Published checkpoints name the tower's parts as transformers 4 does; in memory, 5 puts "model." before all.
         aliases=(
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),
             ("model.vision_tower.vision_model.", f"{_TOWER}."),
             ("model.vision_tower.", f"{_TOWER}."),
-            (f"{_TOWER}.", f"{_TOWER}."),
-            ("vision_tower.", f"{_TOWER}."),
+            ("vision_tower.vision_model.", f"{_TOWER}."),
             ("model.multi_modal_projector.", "multi_modal_projector."),
             ("model.image_newline", "image_newline"),
         ),
@@ -55,8 +76,8 @@ def _keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
                 when=lambda config: config.text.tie_embeddings,
                 same_as="language_model.model.embed_tokens.weight",
             ),
-            Extra(r"vision_tower\.vision_model\.head\..*"),  # SigLIP's pooling head, which no LMM reads
-            Extra(r"vision_tower\.vision_model\.embeddings\.position_ids"),  # buffers that old versions saved
+            Extra(r"vision_tower\.head\..*"),  # SigLIP's pooling head, which no LMM reads
+            Extra(r"vision_tower\.embeddings\.position_ids"),  # buffers that old versions saved
             Extra(r".*\.rotary_emb\.inv_freq"),
         ),
     )
