@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipIm
 from epdjax.models.llava import LlavaConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.pictures import load_image_processor, media_token, uint8_pictures
+from epdjax.models.processing.pictures import load_image_processor, media_token, refuse_enlarged, uint8_pictures
 
 _CLASSES: dict[str, type] = {
     "CLIPImageProcessor": CLIPImageProcessorPil,
@@ -33,7 +33,16 @@ class LlavaProcessor(Processor):
         uint8_pictures(self.image_processor, Image.new("RGB", (64, 48)), config.vision.unit_shape)
 
     def prepare_image(self, image: Image.Image, context: MediaContext | None = None) -> MediaItem:
-        """Resize, and crop or pad, as the checkpoint says; ValueError for a picture without pixels."""
+        """Resize, and crop or pad, as the checkpoint says.
+
+        Raises:
+            ValueError: a picture without pixels, or far longer than wide.
+        """
+        short, long = sorted(image.size)
+        if self.image_processor.do_pad:
+            refuse_enlarged(image, long, long)
+        elif edge := self.image_processor.size.shortest_edge:
+            refuse_enlarged(image, edge, edge * long / max(short, 1))
         (pixels,) = uint8_pictures(self.image_processor, image, self.config.vision.unit_shape)
         tokens = self.config.tower_tokens
         return MediaItem("image", (EncodeUnit({"pixels": pixels}, 1, tokens),), tokens)

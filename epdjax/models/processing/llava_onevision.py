@@ -19,7 +19,7 @@ from epdjax.models.llava_onevision import LlavaOnevisionConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Mix, Prompt, Video
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.onevision_mix import frames_mix, tiles_mix
-from epdjax.models.processing.pictures import checked, load_image_processor, media_token
+from epdjax.models.processing.pictures import checked, load_image_processor, media_token, refuse_enlarged
 
 FRAMES = 32  # of a video, where the checkpoint does not say: what the model was trained with at most
 
@@ -58,6 +58,7 @@ class LlavaOnevisionProcessor(Processor):
             raise ValueError(f"a picture of {image.width} x {image.height} pixels has no content")
         picture = self.image_processor.process_image(image, do_convert_rgb=True)
         if context is not None and context.images > 1:
+            refuse_enlarged(image, max(image.size), max(image.size))
             background = tuple(int(x * 255) for x in self.config.image_mean)
             tiles = [self._resize(self.image_processor.pad_to_square(picture, background_color=background))]
             return self._item("image", tiles, None)

@@ -9,6 +9,8 @@ from PIL import Image
 
 from epdjax.models.processing.files import special_token
 
+MAX_PIXELS = 2**28  # of a picture between two steps of processing
+
 
 def load_image_processor(folder: Path, classes: Mapping[str, type], default: str) -> Any:
     """The image processor of a checkpoint folder.
@@ -32,6 +34,23 @@ def load_image_processor(folder: Path, classes: Mapping[str, type], default: str
     if not (processor.do_rescale and processor.do_normalize) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
         raise ValueError("the image processor must rescale by 1/255 and normalise (do_rescale, do_normalize)")
     return processor
+
+
+def refuse_enlarged(image: Image.Image, width: float, height: float) -> None:
+    """Refuse a long, thin picture that the processor would blow up before it cuts it down.
+
+    Args:
+        image: as it came.
+        width, height: in pixels, what it would be in between.
+
+    Raises:
+        ValueError: that is more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {image.width} x {image.height} pixels is too long for its width: it would be enlarged to "
+            f"{round(width)} x {round(height)}; crop it"
+        )
 
 
 def uint8_pictures(processor: Any, image: Image.Image, shape: tuple[int, int, int], **settings: Any) -> np.ndarray:
