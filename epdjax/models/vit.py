@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from epdjax.models.attention import blocked_attention
+from epdjax.models.attention import blocked_attention, dense_attention
 from epdjax.models.layers import LayerNorm, Linear, RMSNorm, activation, norm, param
+
+DENSE_LIMIT = 2048  # patches of a unit whose scores are held at once; Gemma 3 has 4096, all others near 1024 or fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +151,8 @@ class VisionAttention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(u, p, self.num_heads, -1) for y in (q, k, v))
-        return self.o_proj(blocked_attention(q, k, v).reshape(u, p, d))
+        attend = blocked_attention if p > DENSE_LIMIT else dense_attention
+        return self.o_proj(attend(q, k, v).reshape(u, p, d))
 
 
 class VisionLayer(nnx.Module):

@@ -1,12 +1,16 @@
 """Gemma 3, LLaVA and LLaVA-OneVision: published configs, pictures of all shapes, and what is refused."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +23,7 @@ from epdjax.models.llava import LlavaConfig
 from epdjax.models.llava_onevision import LlavaOnevisionConfig
 from epdjax.models.media import MediaContext
 from epdjax.models.processing.onevision_mix import frames_mix, tiles_mix
+from epdjax.models.vit import VisionConfig, VisionTower
 from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_ONEVISION_KEYS
 from tests.models.families import gemma3, llava, llava_onevision
 from tests.models.judge import picture, user, video
@@ -49,6 +54,15 @@ def test_published_gemma_config() -> None:
     assert (config.text.head_dim, config.text.num_heads, config.text.num_kv_heads) == (256, 8, 4)
     assert config.text.tie_embeddings
     assert (config.text.rope.theta, config.text.rope.factor) == (1e6, 8.0)
+
+
+def test_rotary_embeddings_of_both_kinds_of_layers() -> None:
+    """Whatever part of ``rope_parameters`` is left out is as transformers has it."""
+    text = {"vocab_size": 304, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}
+    config = Gemma3Config.from_hf({"text_config": text, "vision_config": {"image_size": 256, "patch_size": 16}})
+    assert (config.text.rope.theta, config.text.rope.factor) == (1e6, 2.0)
+    assert config.text.local_rope is not None
+    assert (config.text.local_rope.theta, config.text.local_rope.factor) == (1e4, 1.0)
 
 
 def test_published_llava_config() -> None:
@@ -241,3 +255,29 @@ def test_only_a_lone_picture_is_tiled(tmp_path: Path) -> None:
     assert [len(item.units) for item in several] == [1, 1]
     assert [item.tokens for item in several] == [17, 17]
     assert [len(item.units) for item in beside] == [5, 2]
+
+
+# ---- long units ----------------------------------------------------------------------------------------------------
+
+
+def test_long_units_attend_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3's 4096 patches never meet in one matrix of scores; the numbers are the same."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"image_size": 66, "patch_size": 2}
+    config = VisionConfig.from_hf_clip(sizes | {"model_type": "siglip_vision_model"})
+    tower = VisionTower(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    pixels = np.random.default_rng(0).standard_normal((2, 66, 66, 3), np.float32)
+    dense = tower(pixels)
+    assert any(shape.count(33**2) > 1 for shape in _shapes(jax.make_jaxpr(tower)(pixels)))
+    monkeypatch.setattr("epdjax.models.vit.DENSE_LIMIT", 1024)
+    assert not any(shape.count(33**2) > 1 for shape in _shapes(jax.make_jaxpr(lambda x: tower(x))(pixels)))
+    np.testing.assert_allclose(tower(pixels), dense, atol=1e-5)
+
+
+def _shapes(closed: Any) -> Iterator[tuple[int, ...]]:
+    """Of everything a program computes, loops included."""
+    for equation in closed.jaxpr.eqns:
+        yield from (value.aval.shape for value in equation.outvars)
+        for inner in equation.params.values():
+            if hasattr(inner, "jaxpr"):
+                yield from _shapes(inner)
