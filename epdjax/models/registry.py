@@ -12,16 +12,22 @@ from flax import nnx
 from epdjax.models.decoder import LanguageModel
 from epdjax.models.gemma3 import Gemma3Config, Gemma3Encoder
 from epdjax.models.internvl import InternVLConfig, InternVLEncoder
+from epdjax.models.internvl_chat import InternVLChatConfig
+from epdjax.models.internvl_chat_keys import INTERNVL_CHAT_KEYS
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
 from epdjax.models.llava import LlavaConfig, LlavaEncoder
 from epdjax.models.llava_onevision import LlavaOnevisionConfig, LlavaOnevisionEncoder
 from epdjax.models.lmm import LMM
+from epdjax.models.minicpmv import MiniCPMVConfig, MiniCPMVEncoder
+from epdjax.models.minicpmv_keys import MINICPMV_KEYS
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.gemma3 import Gemma3Processor
 from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.processing.internvl_chat import InternVLChatProcessor
 from epdjax.models.processing.llava import LlavaProcessor
 from epdjax.models.processing.llava_onevision import LlavaOnevisionProcessor
+from epdjax.models.processing.minicpmv import MiniCPMVProcessor
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_KEYS, LLAVA_ONEVISION_KEYS
 
@@ -115,6 +121,13 @@ FAMILIES: dict[str, Family] = {
             processor=InternVLProcessor,
         ),
         Family(
+            model_type="internvl_chat",
+            read_config=InternVLChatConfig.from_hf,
+            encoder=InternVLEncoder,
+            key_map=INTERNVL_CHAT_KEYS,
+            processor=InternVLChatProcessor,
+        ),
+        Family(
             model_type="llava",
             read_config=LlavaConfig.from_hf,
             encoder=LlavaEncoder,
@@ -127,6 +140,13 @@ FAMILIES: dict[str, Family] = {
             encoder=LlavaOnevisionEncoder,
             key_map=LLAVA_ONEVISION_KEYS,
             processor=LlavaOnevisionProcessor,
+        ),
+        Family(
+            model_type="minicpmv",
+            read_config=MiniCPMVConfig.from_hf,
+            encoder=MiniCPMVEncoder,
+            key_map=MINICPMV_KEYS,
+            processor=MiniCPMVProcessor,
         ),
     )
 }

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from epdjax.models.attention import blocked_attention, dense_attention
+from epdjax.models.attention import blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, RMSNorm, activation, norm, param
-
-DENSE_LIMIT = 2048  # patches of a unit whose scores are held at once; Gemma 3 has 4096, all others near 1024 or fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +143,13 @@ class VisionAttention(nnx.Module):
         self.k_norm = RMSNorm(d, eps=1e-6, dtype=dtype) if config.qk_norm else None
         self.num_heads = config.num_heads
 
-    def __call__(self, x_upd: jax.Array) -> jax.Array:
+    def __call__(self, x_upd: jax.Array, valid_up: jax.Array | None = None) -> jax.Array:
         u, p, d = x_upd.shape
         q, k, v = self.q_proj(x_upd), self.k_proj(x_upd), self.v_proj(x_upd)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(u, p, self.num_heads, -1) for y in (q, k, v))
-        attend = blocked_attention if p > DENSE_LIMIT else dense_attention
-        return self.o_proj(attend(q, k, v).reshape(u, p, d))
+        return self.o_proj(blocked_attention(q, k, v, valid_up).reshape(u, p, d))
 
 
 class VisionLayer(nnx.Module):
@@ -170,8 +167,9 @@ class VisionLayer(nnx.Module):
         self.scale2 = None if scale is None else param(jnp.full((d,), scale, dtype), (None,))
         self.act = activation(config.hidden_act)
 
-    def __call__(self, x_upd: jax.Array) -> jax.Array:
-        attended = self.attention(self.norm1(x_upd))
+    def __call__(self, x_upd: jax.Array, valid_up: jax.Array | None = None) -> jax.Array:
+        """Features to features of the same shape; `valid_up`: the patches that are not padding (None: all)."""
+        attended = self.attention(self.norm1(x_upd), valid_up)
         x_upd = x_upd + (attended if self.scale1 is None else self.scale1[...] * attended)
         made = self.fc2(self.act(self.fc1(self.norm2(x_upd))))
         return x_upd + (made if self.scale2 is None else self.scale2[...] * made)

@@ -269,7 +269,7 @@ def test_long_units_attend_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).standard_normal((2, 66, 66, 3), np.float32)
     dense = tower(pixels)
     assert any(shape.count(33**2) > 1 for shape in _shapes(jax.make_jaxpr(tower)(pixels)))
-    monkeypatch.setattr("epdjax.models.vit.DENSE_LIMIT", 1024)
+    monkeypatch.setattr("epdjax.models.attention.DENSE_LIMIT", 1024)
     assert not any(shape.count(33**2) > 1 for shape in _shapes(jax.make_jaxpr(lambda x: tower(x))(pixels)))
     np.testing.assert_allclose(tower(pixels), dense, atol=1e-5)
 
