@@ -18,9 +18,11 @@ from flax import nnx
 
 from epdjax.demo.data import CELL_FEATURES, COUNT_FEATURES, WITHOUT_PICTURE, Batch
 from epdjax.demo.scenes import MAX_THINGS
-from epdjax.models.attention import MASKED, dense_attention
-from epdjax.models.decoder import LanguageModel, rotary
-from epdjax.models.internvl import InternVL, InternVLConfig
+from epdjax.models.attention import FULL, MASKED, AttentionKind, dense_attention
+from epdjax.models.decoder import LanguageModel
+from epdjax.models.internvl import InternVLConfig, InternVLEncoder
+from epdjax.models.lmm import LMM
+from epdjax.models.rope import rotary
 
 Params = dict[str, jax.Array]
 # Relative to one another. The first two are summed over features, and the counts over many more.
@@ -73,7 +75,7 @@ class Objective:
     def __init__(self, config: InternVLConfig, rngs: nnx.Rngs, aux_weight: float):
         self.config, self.aux_weight = config, aux_weight
         self.tap = config.text.num_layers // 2
-        self._graph, state = nnx.split(InternVL(config, rngs=rngs))
+        self._graph, state = nnx.split(LMM(InternVLEncoder, config, rngs=rngs))
         leaves, self._tree = jax.tree_util.tree_flatten_with_path(state)
         self._names = ["/".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
         d = config.text.hidden_size
@@ -82,7 +84,7 @@ class Objective:
             self.initial[f"aux/{head}/kernel"] = jax.nn.initializers.lecun_normal()(rngs.params(), (d, features))
             self.initial[f"aux/{head}/bias"] = jnp.full((features,), RARE)
 
-    def model(self, params: Params) -> InternVL:
+    def model(self, params: Params) -> LMM:
         """The module with these weights."""
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, [params[name] for name in self._names]))
 
@@ -90,7 +92,7 @@ class Objective:
         """Logits of answers ``[b, a, v]``, MM tokens ``[b, u, m, d]``, tapped states ``[b, t, d]``, looking loss."""
         model = self.model(params)
         b, u = x.pixels.shape[:2]
-        mm = model.encoder(x.pixels.reshape(b * u, *x.pixels.shape[2:]))
+        mm = model.encoder({"pixels": x.pixels.reshape(b * u, *x.pixels.shape[2:])})
         mm_bmd = mm.reshape(b, -1, mm.shape[-1])
         is_image = x.tokens == self.config.image_token_id
         slot_bt = jnp.where(is_image, jnp.cumsum(is_image, axis=1) - 1, -1)
@@ -104,12 +106,12 @@ class Objective:
         mask_bts = segment_mask(x.segments)
         losses: list[jax.Array] = []
 
-        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL) -> jax.Array:
             if layer in GUIDED_LAYERS:
                 losses.append(_look_loss(q[:, :, 0], k[:, :, 0], mask_bts, x, GUIDED_LAYERS.index(layer)))
             return dense_attention(q, k, v, mask_bts)
 
-        cos, sin = rotary(x.positions, lm.config)
+        cos, sin = rotary(x.positions, lm.config.rope, lm.config.head_dim)
         tapped = x_btd
         for i, layer in enumerate(lm.layers):
             tapped = x_btd if i == self.tap else tapped
@@ -138,7 +140,7 @@ class Objective:
     def encoder_loss(self, params: Params, x: Arrays) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The part of the loss that needs no language model, for the start of the training."""
         b, u = x.pixels.shape[:2]
-        mm = self.model(params).encoder(x.pixels.reshape(b * u, *x.pixels.shape[2:]))
+        mm = self.model(params).encoder({"pixels": x.pixels.reshape(b * u, *x.pixels.shape[2:])})
         cell = self._cell_loss(params, mm.reshape(b, u, *mm.shape[1:]), x)
         return cell, {"cell": cell}
 

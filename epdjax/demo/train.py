@@ -28,7 +28,8 @@ from epdjax.demo.objective import Arrays, Objective, Params, right_answers
 from epdjax.demo.questions import KINDS
 from epdjax.demo.recipe import TrainConfig, hf_config
 from epdjax.demo.tokenizer import IMAGE, load_tokenizer, train_tokenizer
-from epdjax.models.internvl import InternVL, InternVLConfig
+from epdjax.models.internvl import InternVLConfig
+from epdjax.models.lmm import LMM
 
 Loss = Callable[[Params, Arrays], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -162,7 +163,7 @@ class Trainer:
             self._manager.wait_until_finished()
 
     @property
-    def model(self) -> InternVL:
+    def model(self) -> LMM:
         """The module with the present weights."""
         return self.objective.model(self.state.params)
 

@@ -3,10 +3,31 @@
 Attention over a paged KV pool is a matter of serving and lives there; it ends in the same arithmetic.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
+BLOCK = 512  # queries scored at once by `blocked_attention`
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionKind:
+    """How a decoder layer attends, beyond the mask that all layers share.
+
+    Attributes:
+        window: how many tokens back a token sees, itself included; None: all of them.
+        scale: of the scores; None: ``head_dim ** -0.5``.
+        softcap: scores become ``softcap * tanh(score / softcap)``; None: they stay.
+    """
+
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+
+
+FULL = AttentionKind()
 
 
 def dense_attention(
@@ -15,6 +36,7 @@ def dense_attention(
     v_bskh: jax.Array,
     mask_bts: jax.Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped query heads; scores and softmax in float32.
 
@@ -23,7 +45,7 @@ def dense_attention(
         k_bskh: keys, ``k`` heads, ``n`` a multiple of ``k``; query head ``i`` reads key head ``i // (n // k)``.
         v_bskh: values.
         mask_bts: bool, True where a query may look; broadcastable to ``[b, t, s]``. None: everywhere.
-        scale: of the scores; default ``1 / sqrt(h)``.
+        scale, softcap: see `AttentionKind`.
 
     Returns:
         ``o_btnh`` in the dtype of `q_btnh`.
@@ -33,13 +55,36 @@ def dense_attention(
     scale = h**-0.5 if scale is None else scale
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h)
     scores_bkgts = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores_bkgts = softcap * jnp.tanh(scores_bkgts / softcap)
     if mask_bts is not None:
         scores_bkgts = jnp.where(mask_bts[:, None, None], scores_bkgts, MASKED)
     weights = jax.nn.softmax(scores_bkgts, axis=-1).astype(v_bskh.dtype)
     o_btkgh = jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh)
-    return o_btkgh.reshape(b, t, n, h)
+    return o_btkgh.reshape(b, t, n, v_bskh.shape[-1])
 
 
-def causal_mask(t: int) -> jax.Array:
-    """``[1, t, t]`` bool: position i sees positions 0..i."""
-    return jnp.tril(jnp.ones((1, t, t), bool))
+def blocked_attention(
+    q_btnh: jax.Array, k_bskh: jax.Array, v_bskh: jax.Array, valid_bs: jax.Array | None = None
+) -> jax.Array:
+    """`dense_attention` of an encoder over long units, `BLOCK` queries at a time: no ``[heads, t, s]`` matrix exists.
+
+    Args:
+        valid_bs: bool, the keys that are not padding; None: all.
+    """
+    b, t, n, h = q_btnh.shape
+    mask_b1s = None if valid_bs is None else valid_bs[:, None]
+    if t <= 2 * BLOCK:
+        return dense_attention(q_btnh, k_bskh, v_bskh, mask_b1s)
+    blocks = -(-t // BLOCK)
+    padded = jnp.pad(q_btnh, ((0, 0), (0, blocks * BLOCK - t), (0, 0), (0, 0)))
+    q_cbtnh = padded.reshape(b, blocks, BLOCK, n, h).swapaxes(0, 1)
+    o_cbtnh = jax.lax.map(lambda q: dense_attention(q, k_bskh, v_bskh, mask_b1s), q_cbtnh)
+    return o_cbtnh.swapaxes(0, 1).reshape(b, blocks * BLOCK, n, -1)[:, :t]
+
+
+def causal_mask(t: int, window: int | None = None) -> jax.Array:
+    """``[1, t, t]`` bool: position i sees positions 0..i, or the last `window` of them."""
+    ahead = jnp.arange(t)[:, None] - jnp.arange(t)
+    seen = ahead >= 0
+    return (seen if window is None else seen & (ahead < window))[None]

@@ -7,6 +7,7 @@ made, and the data of other parts is not touched.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +170,21 @@ def load_part(
         if (extra := family.key_map.extra(other, config)) is not None and extra.same_as is not None:
             repeats.setdefault(extra.same_as, []).append(other)
     states: list[dict[tuple, nnx.Variable]] = [{} for _ in placements]
+    wanted: dict[str, list[tuple[tuple, nnx.Variable, Transform]]] = {}
     for path, variable in _parameters(abstract_part(family, config, part, dtype)).items():
         name, transform = family.key_map.source(part, _dotted(path))
+        wanted.setdefault(name, []).append((path, variable, transform))
+    for name, pieces in wanted.items():
         raw = tensors.read(name)
         for other in repeats.get(name, ()):
             if not np.array_equal(tensors.read(other), raw):
                 trouble = f"differ from {name} although tie_word_embeddings is true (set it to false)"
                 raise CheckpointError(f"cannot load {folder}", {trouble: [other]})
-        value = np.ascontiguousarray(transform.load(raw, variable.shape), dtype=dtype)
-        axes = variable.get_metadata("logical_axes")
-        for state, placement in zip(states, placements, strict=True):
-            state[path] = variable.replace(jax.device_put(value, placement(axes, variable.shape)))
+        for path, variable, transform in pieces:
+            value = np.ascontiguousarray(transform.load(raw, variable.shape, config), dtype=dtype)
+            axes = variable.get_metadata("logical_axes")
+            for state, placement in zip(states, placements, strict=True):
+                state[path] = variable.replace(jax.device_put(value, placement(axes, variable.shape)))
     return [nnx.from_flat_state(state) for state in states]
 
 
@@ -231,7 +236,8 @@ def export_hf(
     """
     family = family_for(hf_config)
     config = family.read_config(hf_config, None)
-    variables: dict[str, tuple[nnx.Variable, Transform, Shape]] = {}
+    pieces: dict[str, list[tuple[nnx.Variable, Transform]]] = {}
+    shapes: dict[str, Shape] = {}
     problems: dict[str, list[str]] = {"parameters of another shape": [], "parameters not in both": []}
     for part in family.parts:
         wanted = _parameters(abstract_part(family, config, part, jnp.float32))
@@ -243,19 +249,21 @@ def export_hf(
                     f"{part}.{_dotted(path)}: {held[path].shape}, config: {wanted[path].shape}"
                 )
             name, transform = family.key_map.source(part, _dotted(path))
-            variables[name] = (held[path], transform, transform.hf_shape(wanted[path].shape, config))
+            pieces.setdefault(name, []).append((held[path], transform))
+            shapes[name] = transform.hf_shape(wanted[path].shape, config)
     if any(problems.values()):
         raise CheckpointError(f"cannot export to {folder}: hf_config describes another model", problems)
 
     def stored(name: str) -> np.dtype:
-        return np.dtype(variables[name][0].dtype if dtype is None else dtype)
+        return np.dtype(pieces[name][0][0].dtype if dtype is None else dtype)
 
     def read(name: str) -> np.ndarray:
-        variable, transform, shape = variables[name]
-        value = np.asarray(jax.device_get(variable.get_value()))
-        return np.ascontiguousarray(transform.save(value, shape), dtype=stored(name))
+        value = np.empty(shapes[name], stored(name))
+        for variable, transform in pieces[name]:
+            transform.save(np.asarray(jax.device_get(variable.get_value())), value, config)
+        return value
 
-    sizes = {name: variables[name][0].size * stored(name).itemsize for name in sorted(variables)}
+    sizes = {name: prod(shapes[name]) * stored(name).itemsize for name in sorted(pieces)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):

@@ -1,93 +1,21 @@
-"""The Llama-like decoder: Qwen2 and Qwen3 are the same layers with different switches.
+"""The Llama-like decoder: Qwen2, Qwen3, Llama, Mistral, InternLM2 and Gemma 3 are one set of layers with switches.
 
 How queries meet keys is the caller's business: every layer hands its rotated ``q, k, v`` to an `Attend`. Training and
 the parity tests attend densely; serving writes ``k, v`` into a paged pool first. This file knows no caches.
 
-References: HF ``Qwen2Model``, ``Qwen3Model``.
+References: HF ``Qwen2Model``, ``Qwen3Model``, ``LlamaModel``, ``Gemma3TextModel``; ``Qwen3VLTextModel`` for `levels`.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from epdjax.models.attention import causal_mask, dense_attention
+from epdjax.models.attention import FULL, AttentionKind, causal_mask, dense_attention
 from epdjax.models.layers import Linear, RMSNorm, activation, param
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Sizes and switches of a decoder, in the words of the Hugging Face configs."""
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_size: int
-    max_position_embeddings: int
-    rope_theta: float
-    rope_factor: float  # positions are divided by it (linear scaling); 1 for none
-    norm_eps: float
-    qkv_bias: bool
-    qk_norm: bool
-    tie_embeddings: bool
-    hidden_act: str
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, tie_embeddings: bool | None = None) -> "TextConfig":
-        """Read a ``text_config`` as transformers 4 or 5 writes it.
-
-        Args:
-            config: the HF dict; ``model_type`` qwen2 or qwen3.
-            tie_embeddings: overrides the dict's own flag (a multimodal config states it at its top level).
-
-        Raises:
-            ValueError: a field this decoder cannot honour, named.
-        """
-        kind = config.get("model_type", "qwen2")
-        if kind not in ("qwen2", "qwen3"):
-            raise ValueError(f"text_config.model_type is {kind!r}; supported: qwen2, qwen3")
-        if config.get("use_sliding_window"):
-            raise ValueError("text_config.use_sliding_window is true; sliding-window attention is not supported")
-        theta, factor = _rope(config)
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        if tie_embeddings is None:
-            tie_embeddings = config.get("tie_word_embeddings", False)
-        return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=hidden,
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
-            mlp_size=config["intermediate_size"],
-            max_position_embeddings=config["max_position_embeddings"],
-            rope_theta=theta,
-            rope_factor=factor,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            qkv_bias=kind == "qwen2" or bool(config.get("attention_bias")),
-            qk_norm=kind == "qwen3",
-            tie_embeddings=tie_embeddings,
-            hidden_act=config.get("hidden_act", "silu"),
-        )
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(theta, linear factor) from ``rope_parameters`` (5.x) or ``rope_theta`` and ``rope_scaling`` (4.x)."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "linear":
-        return float(theta), float(rope["factor"])
-    # "dynamic" only acts beyond max_position_embeddings, which also bounds the context we serve: plain rotary below.
-    if kind in ("default", "dynamic"):
-        return float(theta), 1.0
-    raise ValueError(f"text_config rope_type is {kind!r}; supported: default, linear, dynamic")
+from epdjax.models.rope import rotary, rotate
+from epdjax.models.text_config import TextConfig
 
 
 class Attend(Protocol):
@@ -96,42 +24,35 @@ class Attend(Protocol):
     Shapes: ``q_btnh``, ``k_btkh``, ``v_btkh`` of the tokens being run; returns ``o_btnh``.
     """
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array: ...
+    def __call__(
+        self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL
+    ) -> jax.Array: ...
 
 
-def attend_causally(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend_causally(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL) -> jax.Array:
     """An `Attend` over just the tokens at hand, each seeing those before it (no cache)."""
-    return dense_attention(q, k, v, causal_mask(q.shape[1]))
+    return dense_attention(q, k, v, causal_mask(q.shape[1], kind.window), kind.scale, kind.softcap)
 
 
-def rotary(positions_bt: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) ``[b, t, head_dim / 2]`` float32 of the rotary embedding at `positions_bt`."""
-    half = config.head_dim // 2
-    inv_freq = 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (positions_bt.astype(jnp.float32) / config.rope_factor)[..., None] * inv_freq
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_btnh: jax.Array, cos_bth: jax.Array, sin_bth: jax.Array) -> jax.Array:
-    """Apply the half-split rotary embedding, in float32."""
-    x1, x2 = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_bth[:, :, None], sin_bth[:, :, None]
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_btnh.dtype)
+def _norm(d: int, config: TextConfig, dtype: jnp.dtype) -> RMSNorm:
+    return RMSNorm(d, eps=config.norm_eps, dtype=dtype, offset=config.norm_offset)
 
 
 class SelfAttention(nnx.Module):
-    """``Qwen2Attention`` / ``Qwen3Attention``: biases in the former, per-head q/k norms in the latter."""
+    """``Qwen2Attention`` and its like: biases, q/k norms per head, windows and soft-capping by configuration."""
 
-    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         d, n, k, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         bias = config.qkv_bias
         self.q_proj = Linear(d, n * h, axes=("embed", "heads"), bias=bias, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(d, k * h, axes=("embed", "kv_heads"), bias=bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(d, k * h, axes=("embed", "kv_heads"), bias=bias, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(n * h, d, axes=("heads", "embed"), bias=False, dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(h, eps=config.norm_eps, dtype=dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(h, eps=config.norm_eps, dtype=dtype) if config.qk_norm else None
+        self.o_proj = Linear(n * h, d, axes=("heads", "embed"), bias=config.o_bias, dtype=dtype, rngs=rngs)
+        self.q_norm = _norm(h, config, dtype) if config.qk_norm else None
+        self.k_norm = _norm(h, config, dtype) if config.qk_norm else None
         self.head_dim = h
+        window = config.windows[layer] if config.windows else None
+        self.kind = AttentionKind(window, config.query_scale, config.attn_softcap)
 
     def __call__(self, x_btd: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attend: Attend) -> jax.Array:
         b, t, _ = x_btd.shape
@@ -140,7 +61,7 @@ class SelfAttention(nnx.Module):
         v_btkh = self.v_proj(x_btd).reshape(b, t, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_btnh, k_btkh = self.q_norm(q_btnh), self.k_norm(k_btkh)
-        o_btnh = attend(layer, rotate(q_btnh, cos, sin), rotate(k_btkh, cos, sin), v_btkh)
+        o_btnh = attend(layer, rotate(q_btnh, cos, sin), rotate(k_btkh, cos, sin), v_btkh, self.kind)
         return self.o_proj(o_btnh.reshape(b, t, -1))
 
 
@@ -159,27 +80,32 @@ class GatedMLP(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and MLP with residuals."""
+    """Pre-norm attention and MLP with residuals; Gemma norms what they return as well (`sandwich_norms`)."""
 
-    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.input_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, dtype=dtype)
-        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.post_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, dtype=dtype)
+    def __init__(self, config: TextConfig, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.input_norm = _norm(d, config, dtype)
+        self.attention = SelfAttention(config, layer, dtype=dtype, rngs=rngs)
+        self.attention_out_norm = _norm(d, config, dtype) if config.sandwich_norms else None
+        self.mlp_norm = _norm(d, config, dtype)
         self.mlp = GatedMLP(config, dtype=dtype, rngs=rngs)
+        self.mlp_out_norm = _norm(d, config, dtype) if config.sandwich_norms else None
 
     def __call__(self, x_btd: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attend: Attend) -> jax.Array:
-        x_btd = x_btd + self.attention(self.input_norm(x_btd), cos, sin, layer, attend)
-        return x_btd + self.mlp(self.post_norm(x_btd))
+        attended = self.attention(self.input_norm(x_btd), cos, sin, layer, attend)
+        x_btd = x_btd + (attended if self.attention_out_norm is None else self.attention_out_norm(attended))
+        made = self.mlp(self.mlp_norm(x_btd))
+        return x_btd + (made if self.mlp_out_norm is None else self.mlp_out_norm(made))
 
 
 class LanguageModel(nnx.Module):
-    """Token embedding, decoder layers, final norm and head (``Qwen2ForCausalLM``, ``Qwen3ForCausalLM``)."""
+    """Token embedding, decoder layers, final norm and head (``Qwen2ForCausalLM`` and its like)."""
 
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         table = jax.nn.initializers.normal(0.02)(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
         self.embedding = param(table, ("vocab", "embed"))
-        self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps, dtype=dtype)
+        self.layers = nnx.List([DecoderLayer(config, i, dtype=dtype, rngs=rngs) for i in range(config.num_layers)])
+        self.norm = _norm(config.hidden_size, config, dtype)
         self.head = (
             None
             if config.tie_embeddings
@@ -190,19 +116,39 @@ class LanguageModel(nnx.Module):
         self.config = config
 
     def embed(self, token_ids: jax.Array) -> jax.Array:
-        """Token ids of any shape to embeddings with one more axis."""
-        return jnp.take(self.embedding[...], token_ids, axis=0)
+        """Token ids of any shape to embeddings with one more axis, scaled where the model scales them."""
+        x = jnp.take(self.embedding[...], token_ids, axis=0)
+        return x if self.config.embed_scale == 1.0 else x * jnp.asarray(self.config.embed_scale, x.dtype)
 
-    def __call__(self, x_btd: jax.Array, positions_bt: jax.Array, attend: Attend = attend_causally) -> jax.Array:
-        """Embeddings (text or MM tokens) to hidden states after the final norm, ``[b, t, d]``."""
-        cos, sin = rotary(positions_bt, self.config)
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        positions: jax.Array,
+        attend: Attend = attend_causally,
+        levels_btld: jax.Array | None = None,
+    ) -> jax.Array:
+        """Embeddings (text or MM tokens) to hidden states after the final norm, ``[b, t, d]``.
+
+        Args:
+            positions: int32 ``[b, t]``, or ``[b, t, 3]`` for M-RoPE.
+            levels_btld: DeepStack: what is added to the hidden states after each of the first ``l`` layers; zeros where
+                there is text.
+        """
+        c = self.config
+        wide = rotary(positions, c.rope, c.head_dim)
+        near = wide if c.local_rope is None else rotary(positions, c.local_rope, c.head_dim)
         for i, layer in enumerate(self.layers):
-            x_btd = layer(x_btd, cos, sin, i, attend)
+            x_btd = layer(x_btd, *(wide if layer.attention.kind.window is None else near), i, attend)
+            if levels_btld is not None and i < levels_btld.shape[2]:
+                x_btd = x_btd + levels_btld[:, :, i]
         return self.norm(x_btd)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states ``[..., d]`` to float32 logits ``[..., vocab]``."""
         if self.head is None:
-            return jnp.einsum("...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-        kernel = self.head.kernel[...]
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32)
+        else:
+            kernel = self.head.kernel[...]
+            logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)

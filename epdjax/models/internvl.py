@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from epdjax.models.decoder import LanguageModel, TextConfig
-from epdjax.models.layers import LayerNorm, Linear, activation
+from epdjax.models.layers import LayerNorm, Linear, activation, normalise
+from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
 
 # What the InternVL processors normalise with, unless the checkpoint's preprocessor_config.json says otherwise.
@@ -23,7 +24,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class InternVLConfig:
-    """An InternVL model: vision tower, projector and decoder, and how uint8 pixels are normalised."""
+    """An InternVL model: vision tower, projector and decoder, and how uint8 pixels are normalised.
+
+    `modalities`, the ``mm_`` and the ``unit_`` members are what serving asks of every family's config: see
+    `models.registry.ModelConfig`.
+    """
 
     vision: VisionConfig
     text: TextConfig
@@ -33,6 +38,10 @@ class InternVLConfig:
     image_token_id: int
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
+    modalities: tuple[str, ...] = ("image",)
+    mm_levels: int = 0
+    mm_taps: int = 1
+    mm_bidirectional: bool = False
 
     @property
     def shuffle(self) -> int:
@@ -45,9 +54,31 @@ class InternVLConfig:
         return (self.vision.grid // self.shuffle) ** 2
 
     @property
+    def mm_width(self) -> int:
+        """Width of an MM token."""
+        return self.text.hidden_size
+
+    @property
+    def mm_block_size(self) -> int:
+        """MM tokens in a block: those of one tile."""
+        return self.tokens_per_unit
+
+    @property
     def unit_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one encode unit, uint8."""
+        """(height, width, channels) of one tile, uint8."""
         return (self.vision.image_size, self.vision.image_size, self.vision.num_channels)
+
+    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
+        """All tiles are alike."""
+        return (1,)
+
+    def unit_inputs(self, size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of the encoder's inputs for one unit."""
+        return {"pixels": (self.unit_shape, np.uint8)}
+
+    def unit_tokens(self, size: int) -> int:
+        """MM tokens the encoder makes of a unit."""
+        return self.tokens_per_unit
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> "InternVLConfig":
@@ -81,12 +112,6 @@ class InternVLConfig:
         )
 
 
-def normalise(pixels: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 pixels ``[..., channels]`` to float32, as the HF image processors do: ``(x / 255 - mean) / std``."""
-    scaled = pixels.astype(jnp.float32) * (1 / 255)
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
 def pixel_shuffle(x_uhwd: jax.Array, factor: int) -> jax.Array:
     """Fold each ``factor x factor`` square of patches into one token, row-major inside the square.
 
@@ -112,7 +137,7 @@ class Projector(nnx.Module):
         return self.linear_2(self.act(self.linear_1(self.norm(x))))
 
 
-class Encoder(nnx.Module):
+class InternVLEncoder(nnx.Module):
     """All that an E instance holds: vision tower and projector."""
 
     def __init__(self, config: InternVLConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
@@ -120,20 +145,11 @@ class Encoder(nnx.Module):
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, pixels_uhwc: jax.Array) -> jax.Array:
-        """uint8 tiles ``[units, height, width, channels]`` to MM tokens ``[units, tokens_per_unit, d_model]``."""
+    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """``pixels``, uint8 tiles ``[units, height, width, channels]``, to MM tokens ``[units, tokens, d_model]``."""
         c = self.config
-        pixels = normalise(pixels_uhwc, c.image_mean, c.image_std).astype(self.tower.patch_embed.kernel.dtype)
+        pixels = normalise(inputs["pixels"], c.image_mean, c.image_std).astype(self.tower.patch_embed.kernel.dtype)
         features_upd = self.tower(pixels, c.feature_layer)[:, 1:]
         u, _, d = features_upd.shape
         shuffled = pixel_shuffle(features_upd.reshape(u, c.vision.grid, c.vision.grid, d), c.shuffle)
         return self.projector(shuffled.reshape(u, c.tokens_per_unit, -1))
-
-
-class InternVL(nnx.Module):
-    """Encoder and language model together, for training, export and parity tests; an instance builds what it needs."""
-
-    def __init__(self, config: InternVLConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.language_model = LanguageModel(config.text, dtype=dtype, rngs=rngs)
-        self.config = config

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from epdjax.models.decoder_keys import decoder_rules
 from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat, leading_ones, linear_rules, norm_rules
 
 
@@ -12,13 +13,13 @@ def _conv_shape(shape: Shape, config: Any) -> Shape:
     return (shape[1], vision.num_channels, vision.patch_size, vision.patch_size)
 
 
-def _load_conv(x_dcpp: np.ndarray, shape: Shape) -> np.ndarray:
+def _load_conv(x_dcpp: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
     return x_dcpp.transpose(2, 3, 1, 0).reshape(shape)
 
 
-def _save_conv(x: np.ndarray, hf_shape: Shape) -> np.ndarray:
-    d, channels, rows, cols = hf_shape
-    return x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
+def _save_conv(x: np.ndarray, out: np.ndarray, config: Any) -> None:
+    d, channels, rows, cols = out.shape
+    out[...] = x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
 
 
 # torch's Conv2d weight [d, channels, rows, cols] is the matrix that the vision tower applies to patches flattened as
@@ -56,23 +57,8 @@ ENCODER = flat(
 )
 
 
-def decoder_rules(model: str, head: str, part: str) -> tuple[KeyRule, ...]:
-    """Qwen2 and Qwen3: `model` is the prefix of ``Qwen2Model``'s tensors, `head` the name of the head."""
-    layer, ours = f"{model}.layers.{{}}", "layers.{}"
-    return flat(
-        (KeyRule(f"{model}.embed_tokens.weight", part, "embedding"),),
-        norm_rules(f"{layer}.input_layernorm", part, f"{ours}.input_norm"),
-        norm_rules(f"{layer}.post_attention_layernorm", part, f"{ours}.post_norm"),
-        *(linear_rules(f"{layer}.self_attn.{x}_proj", part, f"{ours}.attention.{x}_proj") for x in "qkvo"),
-        *(norm_rules(f"{layer}.self_attn.{x}_norm", part, f"{ours}.attention.{x}_norm") for x in "qk"),
-        *(linear_rules(f"{layer}.mlp.{x}_proj", part, f"{ours}.mlp.{x}_proj") for x in ("gate", "up", "down")),
-        norm_rules(f"{model}.norm", part, "norm"),
-        linear_rules(head, part, "head"),
-    )
-
-
 INTERNVL_KEYS = KeyMap(
-    rules=ENCODER + decoder_rules("language_model.model", "language_model.lm_head", "language_model"),
+    rules=ENCODER + decoder_rules("language_model.model", "language_model.lm_head"),
     # What the modules are called in memory under transformers 5; some tools write those names.
     aliases=(
         ("model.language_model.", "language_model.model."),

@@ -19,25 +19,51 @@ Shape = tuple[int, ...]
 class Transform:
     """How a tensor is laid out in the checkpoint and in our parameter.
 
+    Several parameters may share one tensor of the checkpoint (a fused qkv projection): each loads its piece of it, and
+    saves it into the place where it belongs.
+
     Attributes:
         hf_shape: (shape of our parameter, model config) to the checkpoint's shape.
-        load: (checkpoint tensor, our shape) to our layout.
-        save: (our array, checkpoint shape) to the checkpoint's layout.
+        load: (checkpoint tensor, our shape, model config) to our layout.
+        save: (our array, tensor of the checkpoint's shape to write it into, model config).
     """
 
     hf_shape: Callable[[Shape, Any], Shape]
-    load: Callable[[np.ndarray, Shape], np.ndarray]
-    save: Callable[[np.ndarray, Shape], np.ndarray]
+    load: Callable[[np.ndarray, Shape, Any], np.ndarray]
+    save: Callable[[np.ndarray, np.ndarray, Any], None]
 
 
-SAME = Transform(lambda shape, _: shape, lambda x, _: x, lambda x, _: x)
-TRANSPOSED = Transform(lambda shape, _: shape[::-1], lambda x, _: x.T, lambda x, _: x.T)
+def _fill(x: np.ndarray, out: np.ndarray, _: Any) -> None:
+    out[...] = x.reshape(out.shape)
+
+
+def _fill_transposed(x: np.ndarray, out: np.ndarray, _: Any) -> None:
+    out[...] = x.T
+
+
+SAME = Transform(lambda shape, _: shape, lambda x, shape, _: x, _fill)
+TRANSPOSED = Transform(lambda shape, _: shape[::-1], lambda x, shape, _: x.T, _fill_transposed)
 
 
 def leading_ones(count: int) -> Transform:
     """`count` axes of length 1 that the checkpoint puts before ours."""
+    return Transform(lambda shape, _: (1,) * count + shape, lambda x, shape, _: x.reshape(shape), _fill)
+
+
+def fused_rows(index: int, count: int) -> Transform:
+    """Block `index` of the `count` equal blocks of rows that torch fuses into one tensor; matrices are transposed."""
+
+    def rows(x: np.ndarray) -> np.ndarray:
+        size = len(x) // count
+        return x[index * size : (index + 1) * size]
+
+    def save(x: np.ndarray, out: np.ndarray, _: Any) -> None:
+        rows(out)[...] = x.T
+
     return Transform(
-        lambda shape, _: (1,) * count + shape, lambda x, shape: x.reshape(shape), lambda x, shape: x.reshape(shape)
+        lambda shape, _: (count * shape[-1], *shape[:-1]),
+        lambda x, shape, _: rows(x).T,
+        save,
     )
 
 
@@ -56,6 +82,16 @@ def linear_rules(hf: str, part: str, path: str) -> tuple[KeyRule, ...]:
     return (
         KeyRule(f"{hf}.weight", part, f"{path}.kernel", TRANSPOSED),
         KeyRule(f"{hf}.bias", part, f"{path}.bias"),
+    )
+
+
+def fused_linear_rules(hf: str, part: str, paths: Iterable[str]) -> tuple[KeyRule, ...]:
+    """Weight and bias of a torch ``nn.Linear`` that is several of our projections, one block of rows after another."""
+    paths = tuple(paths)
+    return tuple(
+        KeyRule(f"{hf}.{theirs}", part, f"{path}.{ours}", fused_rows(i, len(paths)))
+        for i, path in enumerate(paths)
+        for theirs, ours in (("weight", "kernel"), ("bias", "bias"))
     )
 
 
@@ -85,7 +121,7 @@ class KeyMap:
     """All rules of a family.
 
     Attributes:
-        rules: one per kind of parameter; each part and path at most once.
+        rules: one per kind of parameter; each part and path at most once, a checkpoint name as often as it is shared.
         aliases: (prefix, canonical prefix) pairs for layouts that name the same tensors differently; first match wins.
         extras: known tensors to leave alone.
     """

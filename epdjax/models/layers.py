@@ -16,6 +16,7 @@ from flax import nnx
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
@@ -62,15 +63,20 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis (``Qwen2RMSNorm`` and its like)."""
+    """Root-mean-square norm over the last axis (``Qwen2RMSNorm`` and its like).
 
-    def __init__(self, d: int, *, eps: float, dtype: jnp.dtype):
-        self.scale = param(jnp.ones((d,), dtype), (None,))
-        self.eps = eps
+    With `offset` it scales by ``1 + scale``, before it leaves float32 (``Gemma3RMSNorm``).
+    """
+
+    def __init__(self, d: int, *, eps: float, dtype: jnp.dtype, offset: bool = False):
+        self.scale = param(jnp.zeros((d,), dtype) if offset else jnp.ones((d,), dtype), (None,))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        if self.offset:
+            return (x32 * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
         return self.scale[...] * x32.astype(x.dtype)
 
 
@@ -95,3 +101,9 @@ def norm(kind: str, d: int, *, eps: float, dtype: jnp.dtype) -> RMSNorm | LayerN
     if kind not in kinds:
         raise ValueError(f"unknown norm {kind!r}; known: {', '.join(sorted(kinds))}")
     return kinds[kind](d, eps=eps, dtype=dtype)
+
+
+def normalise(pixels: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 pixels ``[..., channels]`` to float32, as the HF image processors do: ``(x / 255 - mean) / std``."""
+    scaled = pixels.astype(jnp.float32) * (1 / 255)
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

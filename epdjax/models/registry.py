@@ -4,16 +4,57 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
-from epdjax.models.internvl import Encoder, InternVL, InternVLConfig
+from epdjax.models.internvl import InternVLConfig, InternVLEncoder
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
-from epdjax.models.processing import InternVLProcessor
+from epdjax.models.lmm import LMM
+from epdjax.models.processing.base import Processor
+from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.text_config import TextConfig
+
+
+class ModelConfig(Protocol):
+    """What every family's config says to serving; the rest of it is the family's own business.
+
+    Attributes:
+        text: of the language model.
+        modalities: the kinds of media it takes: ``image``, ``video``, ``audio``.
+        mm_width: width of an MM token: the decoder's, times one more than `mm_levels`.
+        mm_levels: DeepStack levels that an MM token carries besides its embedding.
+        mm_taps: MM tokens that one position of a prompt can be mixed from (see `media.Mix`); 1: no mixing.
+        mm_block_size: MM tokens in a block.
+        mm_bidirectional: tokens of one picture see one another in both directions (see `media.Prompt.sees`).
+    """
+
+    @property
+    def text(self) -> TextConfig: ...
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+    @property
+    def mm_width(self) -> int: ...
+    @property
+    def mm_levels(self) -> int: ...
+    @property
+    def mm_taps(self) -> int: ...
+    @property
+    def mm_block_size(self) -> int: ...
+    @property
+    def mm_bidirectional(self) -> bool: ...
+
+    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
+        """Declared sizes of encode units, ascending; the last holds a unit that makes `max_tokens` MM tokens."""
+
+    def unit_inputs(self, size: int) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each of the encoder's inputs for one unit padded to `size`."""
+
+    def unit_tokens(self, size: int) -> int:
+        """Rows of MM tokens that the encoder makes of a unit padded to `size`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +63,30 @@ class Family:
 
     Attributes:
         model_type: as ``config.json`` spells it.
-        read_config: (config.json, the image processor's settings or None) to the family's config; ValueError for
+        read_config: (config.json, the media processor's settings or None) to the family's `ModelConfig`; ValueError for
             what the family cannot honour.
-        parts: what a role can need, ``encoder`` and ``language_model``, each built as ``part(config, dtype=, rngs=)``.
-        model: all parts in one module, as attributes of the same names.
+        encoder: the module that makes MM tokens, built as ``encoder(config, dtype=, rngs=)``.
         key_map: names of the tensors in checkpoints.
         processor: built as ``processor(folder, config)``; tokenizer, chat template and media processing.
     """
 
     model_type: str
     read_config: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Any]
-    parts: Mapping[str, Callable[..., nnx.Module]]
-    model: Callable[..., nnx.Module]
+    encoder: Callable[..., nnx.Module]
     key_map: KeyMap
-    processor: type
+    processor: Callable[[Path, Any], Processor]
+
+    @property
+    def parts(self) -> dict[str, Callable[..., nnx.Module]]:
+        """What a role can need, each built as ``part(config, dtype=, rngs=)``."""
+        return {"encoder": self.encoder, "language_model": _language_model}
+
+    def model(self, config: Any, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> LMM:
+        """All parts in one module, as attributes of the same names."""
+        return LMM(self.encoder, config, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
-def _language_model(config: InternVLConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> LanguageModel:
+def _language_model(config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> LanguageModel:
     return LanguageModel(config.text, dtype=dtype, rngs=rngs)
 
 
@@ -48,8 +96,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="internvl",
             read_config=InternVLConfig.from_hf,
-            parts={"encoder": Encoder, "language_model": _language_model},
-            model=InternVL,
+            encoder=InternVLEncoder,
             key_map=INTERNVL_KEYS,
             processor=InternVLProcessor,
         ),

@@ -56,6 +56,12 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
             f"the context of {config.max_model_len}; shorten the prompt, send fewer or smaller pictures, or lower "
             "max_tokens"
         )
+    longest = max((end - start for start, end in spec.whole), default=0)
+    if longest > config.buckets.max_chunk:
+        raise TooLong(
+            f"a picture takes {longest} tokens, which must be prefilled together, and a step takes at most "
+            f"{config.buckets.max_chunk}; restart with a larger --max-chunk"
+        )
     prefillers = [ledger for ledger in ledgers if ledger.performs("P")]
     if not any(ledger.could_prefill(spec) for ledger in prefillers):
         mm = max(ledger.pools["mm"].capacity for ledger in prefillers)

@@ -14,6 +14,7 @@ class Buckets:
 
     Attributes:
         units: encode units per device and step.
+        unit_sizes: what encode units are padded to, in the family's own measure.
         prefill: (rows, tokens per row) of a prefill.
         prefill_pages: KV blocks a prefill row may see, its own included.
         decode_rows: sequences of a decode step.
@@ -27,6 +28,13 @@ class Buckets:
     decode_rows: tuple[int, ...]
     decode_pages: tuple[int, ...]
     move_blocks: tuple[int, ...]
+    unit_sizes: tuple[int, ...] = (1,)
+
+    def unit_rows(self, size: int) -> tuple[int, ...]:
+        """Units per device in an encode step over units of `size`: the larger they are the fewer, so that no step is
+        larger than that over the largest unit, or over the most of the smallest."""
+        budget = max(self.unit_sizes[-1], self.units[-1] * self.unit_sizes[0])
+        return tuple(n for n in self.units if n * size <= budget) or self.units[:1]
 
     def prefill_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
         """The cheapest prefill bucket of at least that size, or None."""
@@ -67,6 +75,7 @@ def default_buckets(
     max_chunk: int,
     max_seqs: int,
     max_units: int,
+    unit_sizes: tuple[int, ...] = (1,),
     prefill_rows: int = 4,
 ) -> Buckets:
     """Buckets that waste at most about half of any step: powers of two in tokens and units, of four elsewhere.
@@ -77,6 +86,7 @@ def default_buckets(
         max_chunk: prompt tokens per prefill step.
         max_seqs: sequences decoded together.
         max_units: encode units per device and step.
+        unit_sizes: of encode units.
         prefill_rows: prompts prefilled together, where they are short.
     """
     pages = -(-max_model_len // block_size)
@@ -91,6 +101,7 @@ def default_buckets(
         decode_rows=powers(1, max_seqs, 4),
         decode_pages=some_pages,
         move_blocks=powers(min(4, pages), pages, 4),
+        unit_sizes=unit_sizes,
     )
 
 

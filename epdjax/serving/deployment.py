@@ -132,9 +132,10 @@ def _scheduling(config: EngineConfig, model: Any) -> SchedulerConfig:
             max_chunk=config.max_chunk,
             max_seqs=config.max_seqs,
             max_units=config.max_units,
+            unit_sizes=model.unit_sizes(max_model_len),
         ),
         block_size=config.block_size,
-        mm_block_size=model.tokens_per_unit,
+        mm_block_size=model.mm_block_size,
         max_model_len=max_model_len,
         max_requests=config.max_requests,
         max_queued_units=config.max_queued_units,
@@ -155,7 +156,7 @@ def _instance_spec(
         kv_blocks=kv_blocks if holds_kv else 0,
         mm_blocks=(config.mm_blocks or max(tokens, 16 * config.max_seqs)) if prefills else 0,
         slots=scheduling.buckets.decode_rows[-1] if holds_kv else 0,
-        max_units=scheduling.buckets.units[-1] * place.submesh.width if encodes else 0,
+        encode_width=place.submesh.width if encodes else 0,
     )
 
 

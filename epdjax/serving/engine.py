@@ -187,9 +187,7 @@ class Engine:
                 units = []
                 for unit in work.units:
                     request = self.live[unit.request_id]
-                    pixels, request.units[unit.index] = request.units[unit.index], None
-                    assert pixels is not None
-                    units.append(pixels)
+                    units.append(request.hand_over(unit.index))
                 return target.encode(work.work_id, units)
             case MoveMM():
                 return self.instances[work.source].send_mm(work.encode_id, target)

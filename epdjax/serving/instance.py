@@ -10,11 +10,12 @@ import numpy as np
 
 from epdjax.mesh.devices import InstanceMesh
 from epdjax.mesh.transfer import move, shards_in_order
+from epdjax.models.media import EncodeUnit
 from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.live import LiveRequest
 from epdjax.serving.paged import POOL_AXES, pool_shape
-from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows
+from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows, prompt_arrays
 from epdjax.serving.work import Chunk, UnitMove
 from epdjax.serving.work import Sequence as Row
 
@@ -27,8 +28,8 @@ class Instance:
         spec: what the scheduler knows of it.
         parts: part name (``encoder``, ``language_model``) -> (recipe, leaves): just what its roles need.
         programs: (step, bucket) -> compiled program; filled at start-up and fixed from then on.
-        pools: KV pool of each layer. last_tokens: int32 ``[slots + 1]``. mm_pool: MM tokens ``[rows, d]``.
-        staged: encode id -> MM tokens waiting to be moved, ``[units, tokens_per_unit, d]``.
+        pools: KV pool of each layer. last_tokens: int32 ``[slots + 1]``. mm_pool: MM tokens ``[rows, mm_width]``.
+        staged: encode id -> MM tokens waiting to be moved, ``[units, tokens, mm_width]``.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Instance:
         self.unit_sharding = self.submesh.sharding(("unit",), (self.submesh.width,))
         self.kv_shape = pool_shape(spec.kv_blocks, block_size, model.text)
         self.kv_sharding = self.submesh.sharding(POOL_AXES, (1, 1, model.text.num_kv_heads, 1))
-        self.mm_shape = ((spec.mm_blocks + 1) * mm_block_size, model.text.hidden_size)
+        self.mm_shape = ((spec.mm_blocks + 1) * mm_block_size, model.mm_width)
 
     @property
     def tensor(self) -> int:
@@ -83,16 +84,18 @@ class Instance:
 
     # ---- encode ---------------------------------------------------------------------------------------------------
 
-    def encode(self, encode_id: int, units: Sequence[np.ndarray]) -> jax.Array:
-        """Encode units, spread over the devices, and stage the result ``[bucket, tokens_per_unit, d]``."""
-        width = self.submesh.width
-        bucket = width * smallest(self.buckets.units, -(-len(units) // width))
-        pixels = np.zeros((bucket, *self.model.unit_shape), np.uint8)
-        for row, unit in enumerate(units):
+    def encode(self, encode_id: int, units: Sequence[EncodeUnit]) -> jax.Array:
+        """Encode units of one bucket, spread over the devices, and stage the result ``[rows, tokens, mm_width]``."""
+        width, size = self.submesh.width, smallest(self.buckets.unit_sizes, max(unit.size for unit in units))
+        rows = width * smallest(self.buckets.unit_rows(size), -(-len(units) // width))
+        inputs = {name: np.zeros((rows, *dims), dtype) for name, (dims, dtype) in self.model.unit_inputs(size).items()}
+        for index, unit in enumerate(units):
             # Units are dealt out like cards: the padding is shared by the devices instead of idling the last one.
-            pixels[self.unit_row(row, bucket)] = unit
+            row = self.unit_row(index, rows)
+            for name, array in unit.inputs.items():
+                inputs[name][row][tuple(slice(length) for length in array.shape)] = array
         _, leaves = self.parts["encoder"]
-        mm = self.programs["encode", bucket](leaves, jax.device_put(pixels, self.unit_sharding))
+        mm = self.programs["encode", (rows, size)](leaves, jax.device_put(inputs, self.unit_sharding))
         self.staged[encode_id] = mm
         return mm
 
@@ -119,9 +122,9 @@ class Instance:
         for unit_move in moves:
             request = live.get(unit_move.unit.request_id)
             if request is not None:
-                where = request.land(unit_move, self.mm_block_size)
-                rows[sender.unit_row(unit_move.row, len(rows)), : len(where)] = where
-        program = self.programs["land_mm", (len(pieces_und), each)]
+                picks, where = request.land(unit_move, self.mm_block_size)
+                rows[sender.unit_row(unit_move.row, len(rows)), picks] = where
+        program = self.programs["land_mm", (len(pieces_und), each, tokens)]
         self.mm_pool = program(self.mm_pool, pieces_und, *self._put(rows))
 
     # ---- prefill and decode ---------------------------------------------------------------------------------------
@@ -132,18 +135,23 @@ class Instance:
         assert shape is not None, "the scheduler packs what fits a bucket"
         pages = max(-(-(chunk.start + chunk.length) // self.block_size) for chunk in chunks)
         pages = smallest(self.buckets.prefill_pages, pages)
-        tokens, mm_rows = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        prompt = {name: np.zeros(dims, dtype) for name, (dims, dtype) in prompt_arrays(self.model, *shape).items()}
+        prompt["mm_rows"][:] = -1
         ints, floats = pack_rows(shape[0], pages)
         for row, chunk in enumerate(chunks):
             request = live[chunk.request_id]
-            span = slice(chunk.start, chunk.start + chunk.length)
-            tokens[row, : chunk.length] = request.token_ids[span]
-            mm_rows[row, : chunk.length] = request.mm_rows[span]
+            for name, array in prompt.items():
+                array[row, : chunk.length] = request.prompt[name][chunk.start : chunk.start + chunk.length]
             _fill_row(ints[row], floats[row], request, chunk.start, chunk.length, chunk.kv_blocks)
             ints[row, 2] = chunk.slot if chunk.is_last else 0
         _, leaves = self.parts["language_model"]
         sampled, self.pools, self.last_tokens = self.programs["prefill", (*shape, pages)](
-            leaves, self.pools, self.last_tokens, self.mm_pool, *self._put(tokens, mm_rows, ints, floats)
+            leaves,
+            self.pools,
+            self.last_tokens,
+            self.mm_pool,
+            jax.device_put(prompt, self.replicated),
+            *self._put(ints, floats),
         )
         return sampled
 
@@ -191,7 +199,7 @@ class Instance:
 def _fill_row(
     ints: np.ndarray, floats: np.ndarray, request: LiveRequest, start: int, length: int, blocks: Sequence[int]
 ) -> None:
-    ints[0], ints[1], ints[3], ints[4] = start, length, request.params.top_k, request.seed
+    ints[:2], ints[3:ROW_FIELDS] = (start, length), (request.params.top_k, request.seed, request.rope_delta)
     held = blocks[: len(ints) - ROW_FIELDS]
     ints[ROW_FIELDS : ROW_FIELDS + len(held)] = held
     floats[:] = request.params.temperature, request.params.top_p

@@ -20,7 +20,7 @@ class InstanceSpec:
         roles: some of ``"EPD"``.
         kv_blocks, mm_blocks: capacity of its pools.
         slots: sequences it can hold between their first and last token.
-        max_units: encode units per step, all its devices together.
+        encode_width: devices that its encode units are spread over.
         staging: encode results that may wait on it to be moved.
     """
 
@@ -29,7 +29,7 @@ class InstanceSpec:
     kv_blocks: int = 0
     mm_blocks: int = 0
     slots: int = 0
-    max_units: int = 0
+    encode_width: int = 0
     staging: int = 4
 
 
@@ -49,6 +49,7 @@ class Ledger:
             "staging": BlockPool(spec.staging if "E" in spec.roles else 0),
         }
         self.encode_queue: collections.deque[Unit] = collections.deque()
+        self._queued = [0] * len(buckets.unit_sizes)  # units in the encode queue, by bucket
         self.prefill_queue: list[Request] = []
         self.running: dict[str, Request] = {}  # sequences being decoded, in the order they came
         self.in_flight: dict[int, Work] = {}
@@ -95,11 +96,45 @@ class Ledger:
             return False
         return all(request.order < r.order for r in self.prefill_queue if not r.prefilled)
 
+    def max_units(self, bucket: int) -> int:
+        """Encode units of a bucket in one step, all devices together."""
+        return max(1, self.spec.encode_width * self.buckets.unit_rows(self.buckets.unit_sizes[bucket])[-1])
+
     @property
     def encode_load(self) -> float:
         """Encode steps queued and running."""
-        running = sum(len(work.units) for work in self.in_flight.values() if isinstance(work, Encode))
-        return (len(self.encode_queue) + running) / max(1, self.spec.max_units)
+        load = sum(count / self.max_units(bucket) for bucket, count in enumerate(self._queued) if count)
+        encodes = (work for work in self.in_flight.values() if isinstance(work, Encode))
+        return load + sum(len(work.units) / self.max_units(work.units[0].bucket) for work in encodes)
+
+    def queue_unit(self, unit: Unit) -> None:
+        """Put a unit at the end of the encode queue."""
+        self.encode_queue.append(unit)
+        self._queued[unit.bucket] += 1
+
+    def next_units(self) -> tuple[Unit, ...]:
+        """Take the units of the next encode step from the queue: the first, and those of its bucket behind it."""
+        bucket = self.encode_queue[0].bucket
+        taken: list[Unit] = []
+        kept: list[Unit] = []
+        while self.encode_queue and len(taken) < self.max_units(bucket):
+            unit = self.encode_queue.popleft()
+            (taken if unit.bucket == bucket else kept).append(unit)
+        self.encode_queue.extendleft(reversed(kept))
+        self._queued[bucket] -= len(taken)
+        return tuple(taken)
+
+    def drop_units(self, request_id: str) -> int:
+        """Take a request's units out of the encode queue; returns how many there were."""
+        before = len(self.encode_queue)
+        kept = []
+        for unit in self.encode_queue:
+            if unit.request_id == request_id:
+                self._queued[unit.bucket] -= 1
+            else:
+                kept.append(unit)
+        self.encode_queue = collections.deque(kept)
+        return before - len(kept)
 
     def take(self, pool: str, count: int, request: Request) -> tuple[int, ...] | None:
         """Blocks of `pool` for `request`, entered among its holdings; None where there is no room."""

@@ -1,13 +1,15 @@
 """The engine's side of a request: the data that the scheduler only counts."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from epdjax.models.processing import Prompt
+from epdjax.models.media import EncodeUnit, MediaItem, Prompt
 from epdjax.serving.detokenize import Detokenizer
-from epdjax.serving.errors import RequestError
+from epdjax.serving.errors import RequestError, TooLong
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.request import RequestSpec
@@ -18,25 +20,41 @@ Sink = Callable[[RequestOutput | RequestError], None]
 
 
 @dataclasses.dataclass(eq=False)
+class LiveUnit:
+    """An encode unit of a request, and where its MM tokens go.
+
+    Attributes:
+        unit: its inputs; None once they are on their way to the encoder.
+        picks: int32 ``[tokens]``, rows of the encoder's output that are its tokens.
+        positions, taps, tokens: int32 ``[n]``: which entry of ``mm_rows`` reads which of its tokens.
+    """
+
+    unit: EncodeUnit | None
+    picks: np.ndarray
+    positions: np.ndarray
+    taps: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclasses.dataclass(eq=False)
 class LiveRequest:
     """A request being served.
 
     Attributes:
         spec: what the scheduler knows.
-        token_ids: int32 ``[prompt_tokens]``.
-        mm_rows: int32 ``[prompt_tokens]``: row of the P instance's MM pool for MM positions, -1 elsewhere; filled in as
-            units are moved.
-        units: per encode unit, its uint8 pixels, dropped once encoded, and its positions in the prompt.
+        prompt: arrays over the prompt's tokens, as `steps.prefill` takes them (without the batch axis). ``mm_rows``,
+            -1 at first, is filled in as units are moved.
+        units: all encode units, in prompt order.
+        rope_delta: from a position of the answer to its rotary position.
         seed: int32.
         stop_token_ids: tokens that end the answer.
         tokens: the answer so far.
     """
 
     spec: RequestSpec
-    token_ids: np.ndarray
-    mm_rows: np.ndarray
-    units: list[np.ndarray | None]
-    unit_positions: list[np.ndarray]
+    prompt: dict[str, np.ndarray]
+    units: list[LiveUnit]
+    rope_delta: int
     params: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]
@@ -51,32 +69,44 @@ class LiveRequest:
         prompt: Prompt,
         params: SamplingParams,
         *,
+        model: Any,
+        unit_sizes: tuple[int, ...],
         max_tokens: int,
         seed: int,
         eos_token_ids: frozenset[int],
         detokenizer: Detokenizer,
         sink: Sink,
     ) -> "LiveRequest":
-        """Lay out a processed prompt unit by unit."""
-        units: list[np.ndarray | None] = []
-        unit_tokens: list[int] = []
-        for item in prompt.media:
-            units.extend(item.units_uhwc)
-            unit_tokens.extend(item.shape.tokens_per_unit)
-        ends = np.cumsum(unit_tokens)
+        """Lay out a processed prompt unit by unit.
+
+        Args:
+            model: the model's config.
+            unit_sizes: declared sizes of encode units.
+
+        Raises:
+            TooLong: a unit is larger than any of them.
+        """
+        units = [unit for item in prompt.media for unit in item.units]
+        largest = max((unit.size for unit in units), default=0)
+        if largest > unit_sizes[-1]:
+            raise TooLong(
+                f"a picture or clip makes an encode unit of size {largest}, the largest served is {unit_sizes[-1]}; "
+                "send a smaller one, or restart with a larger --max-model-len"
+            )
         spec = RequestSpec(
             request_id,
             prompt_tokens=len(prompt.token_ids),
             max_tokens=max_tokens,
-            unit_tokens=tuple(unit_tokens),
-            media_bytes=sum(item.units_uhwc.nbytes for item in prompt.media),
+            unit_tokens=tuple(unit.tokens for unit in units),
+            media_bytes=sum(item.nbytes for item in prompt.media),
+            unit_buckets=tuple(bisect.bisect_left(unit_sizes, unit.size) for unit in units),
+            whole=() if prompt.sees is None else _whole_spans(prompt.sees),
         )
         return cls(
             spec,
-            prompt.token_ids,
-            np.full(len(prompt.token_ids), -1, np.int32),
-            units,
-            np.split(prompt.mm_positions, ends[:-1]) if unit_tokens else [],
+            _prompt_arrays(prompt, model),
+            _lay_out(prompt),
+            prompt.rope_delta,
             params,
             seed,
             frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids),
@@ -84,13 +114,24 @@ class LiveRequest:
             sink,
         )
 
-    def land(self, move: UnitMove, mm_block_size: int) -> np.ndarray:
-        """Note where a unit's MM tokens lie from now on; returns their rows in the MM pool."""
-        positions = self.unit_positions[move.unit.index]
-        within = np.arange(len(positions))
+    def hand_over(self, index: int) -> EncodeUnit:
+        """A unit's inputs, for the encoder; they are not kept here any longer."""
+        live = self.units[index]
+        unit, live.unit = live.unit, None
+        assert unit is not None
+        return unit
+
+    def land(self, move: UnitMove, mm_block_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Note where a unit's MM tokens lie from now on.
+
+        Returns:
+            (rows of the encoder's output, rows of the MM pool that they go to).
+        """
+        unit = self.units[move.unit.index]
+        within = np.arange(len(unit.picks))
         rows = np.asarray(move.blocks, np.int32)[within // mm_block_size] * mm_block_size + within % mm_block_size
-        self.mm_rows[positions] = rows
-        return rows
+        self.prompt["mm_rows"][unit.positions, unit.taps] = rows[unit.tokens]
+        return unit.picks, rows
 
     def accept(self, token: int) -> bool:
         """Take the next token of the answer; returns whether it ends it."""
@@ -99,3 +140,55 @@ class LiveRequest:
             return True
         self.detokenizer.push(token)
         return self.detokenizer.stopped
+
+
+def _prompt_arrays(prompt: Prompt, model: Any) -> dict[str, np.ndarray]:
+    length = len(prompt.token_ids)
+    arrays = {"tokens": prompt.token_ids, "mm_rows": np.full((length, model.mm_taps), -1, np.int32)}
+    if model.mm_taps > 1:
+        weights = arrays["mm_weights"] = np.zeros((length, model.mm_taps), np.float32)
+        for item, positions in _positions(prompt):
+            if item.mix is None:
+                weights[positions, 0] = 1
+            else:
+                weights[positions] = item.mix.weights
+    counted = np.arange(length, dtype=np.int32)
+    if model.text.rope.sections:
+        plain = np.broadcast_to(counted[:, None], (length, 3))
+        arrays["rope"] = plain if prompt.rope_positions is None else prompt.rope_positions
+    if model.mm_bidirectional:
+        arrays["sees"] = counted if prompt.sees is None else prompt.sees
+    return arrays
+
+
+def _positions(prompt: Prompt) -> list[tuple[MediaItem, np.ndarray]]:
+    """Each item with its MM positions."""
+    ends = np.cumsum([item.tokens for item in prompt.media])
+    return list(zip(prompt.media, np.split(prompt.mm_positions, ends[:-1]))) if prompt.media else []
+
+
+def _lay_out(prompt: Prompt) -> list[LiveUnit]:
+    laid = []
+    for item, positions in _positions(prompt):
+        if item.mix is None:
+            rows, taps, tokens = positions, np.zeros(item.tokens, np.int32), np.arange(item.tokens)
+        else:
+            rows = np.repeat(positions, item.mix.rows.shape[1])
+            taps = np.tile(np.arange(item.mix.rows.shape[1]), item.tokens)
+            tokens = item.mix.rows.reshape(-1)
+        start = 0
+        for unit in item.units:
+            mine = (tokens >= start) & (tokens < start + unit.tokens)
+            picks = np.arange(unit.tokens) if unit.picks is None else unit.picks
+            laid.append(LiveUnit(unit, picks, rows[mine], taps[mine], tokens[mine] - start))
+            start += unit.tokens
+    return laid
+
+
+def _whole_spans(sees: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(start, end) of the runs of tokens that see beyond themselves, up to what they see."""
+    spans: list[tuple[int, int]] = []
+    for start in np.flatnonzero(sees > np.arange(len(sees))):
+        if not spans or start >= spans[-1][1]:
+            spans.append((int(start), int(sees[start]) + 1))
+    return tuple(spans)

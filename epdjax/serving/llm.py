@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from epdjax.models.processing import Prompt
+from epdjax.models.media import Prompt
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import build
 from epdjax.serving.detokenize import Detokenizer
@@ -80,10 +80,9 @@ class _Serving:
 
     def _text_prompt(self, text: str) -> Prompt:
         try:
-            token_ids, mm_positions = self.processor.encode(text)
+            return self.processor.encode(text)
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
-        return Prompt(token_ids, mm_positions, ())
 
     def _request(self, request_id: str | None, prompt: Prompt, params: SamplingParams, sink: Sink) -> LiveRequest:
         length = len(prompt.token_ids)
@@ -100,6 +99,8 @@ class _Serving:
             request_id or f"request-{next(self._ids)}",
             prompt,
             params,
+            model=self.deployment.model,
+            unit_sizes=self.deployment.scheduling.buckets.unit_sizes,
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             seed=_seed32(seed),
             eos_token_ids=self.processor.eos_token_ids,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from epdjax.models.attention import dense_attention
-from epdjax.models.decoder import TextConfig
+from epdjax.models.attention import FULL, AttentionKind, dense_attention
+from epdjax.models.text_config import TextConfig
 
 POOL_AXES = (None, None, "kv_heads", None)
 
@@ -36,6 +36,7 @@ class PagedAttend:
         starts_b: jax.Array,
         lengths_b: jax.Array,
         tokens: int,
+        sees_bt: jax.Array | None = None,
     ):
         """
         Args:
@@ -44,6 +45,7 @@ class PagedAttend:
             starts_b: int32, position of each row's first new token.
             lengths_b: int32, new tokens of each row; the rest of the row is padding.
             tokens: new tokens per row, padding included.
+            sees_bt: int32, last position that each new token sees; None: its own.
         """
         self.pools = list(pools)
         block_size = self.pools[0].shape[1]
@@ -54,9 +56,20 @@ class PagedAttend:
         self._block_bt = jnp.where(valid_bt, block_bt, 0)
         self._offset_bt = jnp.where(valid_bt, self.positions_bt % block_size, 0)
         self._tables_bp = tables_bp
-        self._mask_bts = jnp.arange(pages * block_size) <= self.positions_bt[..., None]
+        self._sees_bt = self.positions_bt if sees_bt is None else sees_bt
+        self._masks: dict[int | None, jax.Array] = {}
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def _mask_bts(self, window: int | None) -> jax.Array:
+        """Which keys each new token sees; made once for all layers with that window."""
+        if window not in self._masks:
+            keys = jnp.arange(self._tables_bp.shape[1] * self.pools[0].shape[1])
+            mask = keys <= self._sees_bt[..., None]
+            if window is not None:
+                mask &= keys > self.positions_bt[..., None] - window
+            self._masks[window] = mask
+        return self._masks[window]
+
+    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL) -> jax.Array:
         b, t, heads, dim = k.shape
         kv_btch = jnp.stack([k, v], axis=3).reshape(b, t, 2 * heads, dim)
         pool = self.pools[layer]
@@ -64,4 +77,5 @@ class PagedAttend:
         self.pools[layer] = pool
         pages_bpoch = pool[self._tables_bp]
         seen_bskch = pages_bpoch.reshape(b, -1, heads, 2, dim)
-        return dense_attention(q, seen_bskch[:, :, :, 0], seen_bskch[:, :, :, 1], self._mask_bts)
+        mask_bts = self._mask_bts(kind.window)
+        return dense_attention(q, seen_bskch[:, :, :, 0], seen_bskch[:, :, :, 1], mask_bts, kind.scale, kind.softcap)

@@ -70,12 +70,13 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
     build = _Builder(instance)
     jobs = []
     if instance.performs("E"):
-        jobs += [build.encode(units * instance.submesh.width) for units in instance.buckets.units]
+        jobs += [build.encode(rows * instance.submesh.width, size) for size, rows in _unit_shapes(instance)]
     if instance.performs("P"):
         # An instance that encodes keeps its own units; others get them from every encoder.
         senders = [instance] if instance.performs("E") else [i for i in instances if i.performs("E")]
         for pieces in sorted({sender.submesh.width for sender in senders}):
-            jobs += [build.land_mm(pieces, units) for units in instance.buckets.units]
+            shapes = {(rows, instance.model.unit_tokens(size)) for size, rows in _unit_shapes(instance)}
+            jobs += [build.land_mm(pieces, rows, tokens) for rows, tokens in sorted(shapes)]
         for rows, tokens in instance.buckets.prefill:
             # A row longer than the next smaller bucket sees at least that bucket's pages.
             shorter = max((t for r, t in instance.buckets.prefill if r == rows and t < tokens), default=0)
@@ -94,6 +95,12 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
     if instance.performs("P") or instance.performs("D"):
         jobs.append(build.pools())
     return jobs
+
+
+def _unit_shapes(instance: Instance) -> list[tuple[int, int]]:
+    """(unit size, units per device) of every encode step."""
+    buckets = instance.buckets
+    return [(size, rows) for size in buckets.unit_sizes for rows in buckets.unit_rows(size)]
 
 
 class _Builder:
@@ -125,16 +132,18 @@ class _Builder:
     def packed(self, rows: int, pages: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         return self.ints(rows, steps.ROW_FIELDS + pages), self.shape((rows, 2), jnp.float32)
 
-    def encode(self, units: int) -> Job:
-        pixels = self.shape((units, *self.i.model.unit_shape), jnp.uint8, self.i.unit_sharding)
+    def encode(self, units: int, size: int) -> Job:
+        inputs = {
+            name: self.shape((units, *dims), dtype, self.i.unit_sharding)
+            for name, (dims, dtype) in self.i.model.unit_inputs(size).items()
+        }
         step = functools.partial(steps.encode, self.i.parts["encoder"][0])
-        return self.job(("encode", units), step, (self.leaves("encoder"), pixels), out=self.i.unit_sharding)
+        return self.job(("encode", (units, size)), step, (self.leaves("encoder"), inputs), out=self.i.unit_sharding)
 
-    def land_mm(self, pieces: int, units: int) -> Job:
-        tokens, d = self.i.model.tokens_per_unit, self.i.model.text.hidden_size
-        arrived = (self.shape((units, tokens, d), self.i.dtype),) * pieces
+    def land_mm(self, pieces: int, units: int, tokens: int) -> Job:
+        arrived = (self.shape((units, tokens, self.i.model.mm_width), self.i.dtype),) * pieces
         args = (self.mm, arrived, self.ints(pieces * units, tokens))
-        return self.job(("land_mm", (pieces, units)), steps.land_mm, args, donate=(0,), out=self.i.replicated)
+        return self.job(("land_mm", (pieces, units, tokens)), steps.land_mm, args, donate=(0,), out=self.i.replicated)
 
     def stepping(self, key: tuple[str, Any], step: Callable, args: tuple) -> Job:
         step = functools.partial(step, self.i.parts["language_model"][0])
@@ -143,7 +152,9 @@ class _Builder:
         return self.job(key, step, args, donate=(1, 2), out=out)
 
     def prefill(self, rows: int, tokens: int, pages: int) -> Job:
-        args = (self.mm, self.ints(rows, tokens), self.ints(rows, tokens), *self.packed(rows, pages))
+        arrays = steps.prompt_arrays(self.i.model, rows, tokens).items()
+        prompt = {name: self.shape(dims, dtype) for name, (dims, dtype) in arrays}
+        args = (self.mm, prompt, *self.packed(rows, pages))
         return self.stepping(("prefill", (rows, tokens, pages)), steps.prefill, args)
 
     def decode(self, rows: int, pages: int) -> Job:

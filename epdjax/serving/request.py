@@ -26,6 +26,9 @@ class RequestSpec:
         prompt_tokens: length of the expanded prompt, MM tokens included.
         max_tokens: tokens to generate at most, at least 1.
         unit_tokens: MM tokens that each encode unit makes, in prompt order.
+        unit_buckets: for each of them the number of its size among `Buckets.unit_sizes`; empty: all 0.
+        whole: (start, end) of prompt spans, ascending, that must be prefilled in one chunk, because their tokens
+            attend to one another in both directions.
         media_bytes: host memory its media take until they are encoded.
     """
 
@@ -34,11 +37,21 @@ class RequestSpec:
     max_tokens: int
     unit_tokens: tuple[int, ...] = ()
     media_bytes: int = 0
+    unit_buckets: tuple[int, ...] = ()
+    whole: tuple[tuple[int, int], ...] = ()
 
     @property
     def total_tokens(self) -> int:
         """KV entries at the very most: the last generated token is never run."""
         return self.prompt_tokens + self.max_tokens - 1
+
+    def chunk_end(self, start: int, limit: int) -> int:
+        """Where a chunk of at most `limit` tokens from `start` ends: before a whole span rather than inside it."""
+        end = min(start + limit, self.prompt_tokens)
+        for first, last in self.whole:
+            if first < end < last:
+                return first
+        return end
 
 
 @dataclasses.dataclass(eq=False)

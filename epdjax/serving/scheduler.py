@@ -201,14 +201,16 @@ class Scheduler:
     def _queue_units(self, request: Request, prefiller: Ledger) -> None:
         """IRP: each unit goes to the encoder with the least to do. An instance that both encodes and prefills keeps
         its own, which saves the move."""
-        units = [Unit(request.request_id, index) for index in range(len(request.spec.unit_tokens))]
+        spec = request.spec
+        buckets = spec.unit_buckets or (0,) * len(spec.unit_tokens)
+        units = [Unit(request.request_id, index, bucket) for index, bucket in enumerate(buckets)]
         encoders = self._with_role("E")
         if prefiller.performs("E"):
             encoders = [prefiller]
         elif any(not e.performs("P") for e in encoders):
             encoders = [e for e in encoders if not e.performs("P")]
         for unit in units:
-            self._choose("E", encoders).encode_queue.append(unit)
+            self._choose("E", encoders).queue_unit(unit)
 
     def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
         request.p_name = ledger.name
@@ -254,9 +256,8 @@ class Scheduler:
         work_id = next(self._work_ids)
         if not self.staging.begin(work_id, ledger):
             return None
-        count = min(ledger.spec.max_units, len(ledger.encode_queue))
-        units = tuple(ledger.encode_queue.popleft() for _ in range(count))
-        self.queued.units -= count
+        units = ledger.next_units()
+        self.queued.units -= len(units)
         return Encode(work_id, ledger.name, units)
 
     def _prefill(self, ledger: Ledger) -> Work | None:
@@ -265,7 +266,7 @@ class Scheduler:
         chunks: list[Chunk] = []
         longest = 0
         for request in list(ledger.prefill_queue):
-            length = min(request.spec.prompt_tokens - request.prefilled, ledger.buckets.max_chunk)
+            length = request.spec.chunk_end(request.prefilled, ledger.buckets.max_chunk) - request.prefilled
             if ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length)) is None:
                 break
             if request.prefilled == 0 and not self._start_prefill(ledger, request):
@@ -439,9 +440,7 @@ class Scheduler:
             ledger.prefill_queue.remove(request)
         if request.state is State.ENCODING:
             for encoder in self._with_role("E"):
-                kept = [unit for unit in encoder.encode_queue if unit.request_id != request.request_id]
-                self.queued.units -= len(encoder.encode_queue) - len(kept)
-                encoder.encode_queue = collections.deque(kept)
+                self.queued.units -= encoder.drop_units(request.request_id)
 
     def _give_back_all(self, request: Request) -> None:
         for name, pool in list(request.holdings):

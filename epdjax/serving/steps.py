@@ -7,6 +7,7 @@ Rows of a prefill or decode step come packed in one int32 array, to keep host-to
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from flax import nnx
 from epdjax.serving.paged import PagedAttend
 from epdjax.serving.sampling import sample
 
-ROW_FIELDS = 5  # start, length, slot, top_k, seed; then the block table
+ROW_FIELDS = 6  # start, length, slot, top_k, seed, rope delta; then the block table
 
 Pools = tuple[jax.Array, ...]
 
@@ -57,9 +58,24 @@ def pack_rows(rows: int, pages: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((rows, ROW_FIELDS + pages), np.int32), floats
 
 
-def encode(split: Split, leaves: tuple[jax.Array, ...], pixels_uhwc: jax.Array) -> jax.Array:
-    """uint8 encode units to MM tokens ``[units, tokens_per_unit, d]``."""
-    return split.join(leaves)(pixels_uhwc)
+def prompt_arrays(model: Any, rows: int, tokens: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of what `prefill` takes of a prompt, for a model's config."""
+    arrays: dict[str, tuple[tuple[int, ...], Any]] = {
+        "tokens": ((rows, tokens), np.int32),
+        "mm_rows": ((rows, tokens, model.mm_taps), np.int32),
+    }
+    if model.mm_taps > 1:
+        arrays["mm_weights"] = ((rows, tokens, model.mm_taps), np.float32)
+    if model.text.rope.sections:
+        arrays["rope"] = ((rows, tokens, 3), np.int32)
+    if model.mm_bidirectional:
+        arrays["sees"] = ((rows, tokens), np.int32)
+    return arrays
+
+
+def encode(split: Split, leaves: tuple[jax.Array, ...], inputs: Mapping[str, jax.Array]) -> jax.Array:
+    """Encode units of one bucket, every input with a leading unit axis, to MM tokens ``[units, tokens, mm_width]``."""
+    return split.join(leaves)(inputs)
 
 
 def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: jax.Array) -> jax.Array:
@@ -76,11 +92,19 @@ def _run(
     x_btd: jax.Array,
     ints: jax.Array,
     floats: jax.Array,
+    *,
+    rope_bt3: jax.Array | None = None,
+    sees_bt: jax.Array | None = None,
+    levels_btld: jax.Array | None = None,
 ) -> tuple[jax.Array, Pools, jax.Array]:
     model = split.join(leaves)
-    start_b, length_b, slot_b, top_k_b, seed_b = (ints[:, i] for i in range(ROW_FIELDS))
-    attend = PagedAttend(pools, ints[:, ROW_FIELDS:], start_b, length_b, x_btd.shape[1])
-    hidden_btd = model(x_btd, attend.positions_bt, attend)
+    start_b, length_b, slot_b, top_k_b, seed_b, delta_b = (ints[:, i] for i in range(ROW_FIELDS))
+    attend = PagedAttend(pools, ints[:, ROW_FIELDS:], start_b, length_b, x_btd.shape[1], sees_bt)
+    positions = attend.positions_bt
+    if model.config.rope.sections:
+        ahead = (positions + delta_b[:, None])[..., None]
+        positions = jnp.broadcast_to(ahead, (*ahead.shape[:2], 3)) if rope_bt3 is None else rope_bt3
+    hidden_btd = model(x_btd, positions, attend, levels_btld)
     last_b = jnp.maximum(length_b - 1, 0)
     hidden_bd = jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]
     tokens_b = sample(model.logits(hidden_bd), floats[:, 0], top_k_b, floats[:, 1], seed_b, start_b + length_b)
@@ -93,8 +117,7 @@ def prefill(
     pools: Pools,
     last_tokens: jax.Array,
     mm_pool_rd: jax.Array,
-    tokens_bt: jax.Array,
-    mm_rows_bt: jax.Array,
+    prompt: Mapping[str, jax.Array],
     ints: jax.Array,
     floats: jax.Array,
 ) -> tuple[jax.Array, Pools, jax.Array]:
@@ -103,16 +126,38 @@ def prefill(
     Args:
         pools, last_tokens: donated.
         mm_pool_rd: MM tokens on this instance.
-        tokens_bt: int32 prompt tokens.
-        mm_rows_bt: int32, row of `mm_pool_rd` that stands in a position; negative where the token itself does.
+        prompt: ``tokens`` int32 ``[b, t]``; ``mm_rows`` int32 ``[b, t, taps]``, rows of `mm_pool_rd` that stand in a
+            position, negative where the token itself does. Where the model needs them (see `prompt_arrays`):
+            ``mm_weights`` float32 ``[b, t, taps]``, ``rope`` int32 ``[b, t, 3]``, ``sees`` int32 ``[b, t]``.
 
     Returns:
         (token sampled after each row's last one, pools, last_tokens with it at each row's slot).
     """
-    text_btd = split.join(leaves).embed(tokens_bt)
-    mm_btd = jnp.take(mm_pool_rd, jnp.maximum(mm_rows_bt, 0), axis=0).astype(text_btd.dtype)
-    x_btd = jnp.where((mm_rows_bt >= 0)[..., None], mm_btd, text_btd)
-    return _run(split, leaves, pools, last_tokens, x_btd, ints, floats)
+    text_btd = split.join(leaves).embed(prompt["tokens"])
+    d = text_btd.shape[-1]
+    taps_btkw = jnp.take(mm_pool_rd, jnp.maximum(prompt["mm_rows"], 0), axis=0)
+    if "mm_weights" in prompt:
+        weights = prompt["mm_weights"][..., None]
+        mm_btw = jnp.sum(taps_btkw.astype(jnp.float32) * weights, axis=2).astype(text_btd.dtype)
+    else:
+        mm_btw = taps_btkw[:, :, 0].astype(text_btd.dtype)
+    is_mm = (prompt["mm_rows"][..., 0] >= 0)[..., None]
+    x_btd = jnp.where(is_mm, mm_btw[..., :d], text_btd)
+    levels = None
+    if mm_btw.shape[-1] > d:
+        levels = jnp.where(is_mm, mm_btw[..., d:], 0).reshape(*is_mm.shape[:2], -1, d)
+    return _run(
+        split,
+        leaves,
+        pools,
+        last_tokens,
+        x_btd,
+        ints,
+        floats,
+        rope_bt3=prompt.get("rope"),
+        sees_bt=prompt.get("sees"),
+        levels_btld=levels,
+    )
 
 
 def decode(

@@ -5,15 +5,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One encode unit of a request, by its index over all the request's media."""
+    """One encode unit of a request, by its index over all the request's media; `bucket` is the number of its size
+    among `Buckets.unit_sizes`."""
 
     request_id: str
     index: int
+    bucket: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """Encode `units` together on an E instance; the result stays there, staged, until it has been moved."""
+    """Encode `units`, all of one bucket, together on an E instance; the result stays there, staged, until it has been
+    moved."""
 
     work_id: int
     instance: str

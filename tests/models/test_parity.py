@@ -16,8 +16,11 @@ from flax import nnx
 from PIL import Image
 
 from epdjax.models import export_hf, family_of, load_model
-from epdjax.models.internvl import InternVL, normalise
-from epdjax.models.processing import InternVLProcessor, Prompt
+from epdjax.models.layers import normalise
+from epdjax.models.lmm import LMM
+from epdjax.models.media import Prompt
+from epdjax.models.processing.internvl import InternVLProcessor
+from tests.models.dense import assert_close, greedy, logits, mm_tokens
 from tests.models.tiny import make_tiny_checkpoint, write_processor_files
 
 pytestmark = pytest.mark.torch
@@ -44,7 +47,7 @@ class Pair:
     """The same weights in both libraries; ours were read from what transformers wrote."""
 
     hf: Any
-    ours: InternVL
+    ours: LMM
     processor: InternVLProcessor
     folder: Path
 
@@ -110,40 +113,8 @@ def hf_inputs(pair: Pair, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return inputs | {"input_ids": torch.tensor([tokenizer(text).input_ids])}
 
 
-def embed(model: InternVL, prompt: Prompt) -> jax.Array:
-    x_btd = model.language_model.embed(jnp.asarray(prompt.token_ids))[None]
-    if prompt.media:
-        mm = model.encoder(np.concatenate([item.units_uhwc for item in prompt.media]))
-        x_btd = x_btd.at[0, prompt.mm_positions].set(mm.reshape(-1, mm.shape[-1]))
-    return x_btd
-
-
-def logits(model: InternVL, x_btd: jax.Array) -> jax.Array:
-    lm = model.language_model
-    return lm.logits(lm(x_btd, jnp.arange(x_btd.shape[1])[None]))
-
-
-def greedy(model: InternVL, prompt: Prompt, count: int) -> list[int]:
-    """Greedy tokens without a cache: the whole padded sequence is run for every token."""
-    t = len(prompt.token_ids)
-    x_btd = jnp.pad(embed(model, prompt), ((0, 0), (0, count), (0, 0)))
-
-    @jax.jit
-    def step(x_btd: jax.Array, i: int) -> tuple[jax.Array, jax.Array]:
-        token = logits(model, x_btd)[0, i].argmax()
-        return x_btd.at[0, i + 1].set(model.language_model.embed(token)), token
-
-    tokens = []
-    for i in range(t - 1, t - 1 + count):
-        x_btd, token = step(x_btd, i)
-        tokens.append(int(token))
-    return tokens
-
-
-def assert_close(ours: Any, theirs: Any, relative: float = 1e-4) -> None:
-    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+def tiles(prompt: Prompt) -> np.ndarray:
+    return np.stack([unit.inputs["pixels"] for item in prompt.media for unit in item.units])
 
 
 def hf_features(hf: Any, pixel_values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -168,15 +139,15 @@ def test_same_numbers_and_tokens(pair, switches: dict[str, Any]) -> None:
         prompt = both.processor.prompt(messages)
         assert prompt.token_ids.tolist() == inputs["input_ids"][0].tolist(), name
         if prompt.media:
-            units = np.concatenate([item.units_uhwc for item in prompt.media])
+            units = tiles(prompt)
             features, projected = hf_features(both.hf, inputs["pixel_values"])
             encoder = both.ours.encoder
             mean, std = (np.asarray(v, np.float32) for v in (both.ours.config.image_mean, both.ours.config.image_std))
             pixels = (units.astype(np.float32) / 255 - mean) / std
             assert_close(encoder.tower(pixels, both.ours.config.feature_layer)[:, 1:], features)
-            assert_close(encoder(units), projected)
+            assert_close(mm_tokens(both.ours, prompt), projected.reshape(-1, projected.shape[-1]))
         with torch.no_grad():
-            assert_close(logits(both.ours, embed(both.ours, prompt)), both.hf(**inputs).logits)
+            assert_close(logits(both.ours, prompt), both.hf(**inputs).logits[0])
             answer = both.hf.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
         assert greedy(both.ours, prompt, NEW_TOKENS) == expected, name
@@ -205,11 +176,11 @@ def test_bfloat16_checkpoint(pair, tmp_path: Path) -> None:
     ours = load_model(tmp_path)
     assert {str(x.dtype) for x in jax.tree.leaves(_values(ours))} == {"bfloat16"}
     whole = load_model(tmp_path, jnp.float32)  # bfloat16 values are exact in float32
-    ids = np.arange(10)[None]
+    prompt = Prompt(np.arange(10, dtype=np.int32), np.zeros(0, np.int32), ())
     with torch.no_grad():
-        theirs = half.float()(input_ids=torch.tensor(ids)).logits
-    assert_close(logits(whole, whole.language_model.embed(ids)), theirs)
-    assert_close(logits(ours, ours.language_model.embed(ids)), theirs, 0.05)
+        theirs = half.float()(input_ids=torch.tensor(prompt.token_ids[None])).logits[0]
+    assert_close(logits(whole, prompt), theirs)
+    assert_close(logits(ours, prompt), theirs, 0.05)
 
 
 @pytest.mark.parametrize("limit", [10**9, 50_000])
@@ -233,18 +204,18 @@ def test_prompt_and_pixels_are_those_of_the_hf_processor(pair) -> None:
     ours = both.processor
     theirs = HFProcessor.__new__(HFProcessor)
     theirs.tokenizer, theirs.image_processor, theirs.image_seq_length = ours.tokenizer, ours.image_processor, 4
-    theirs.image_token, theirs.image_token_id, theirs.video_token = ours.placeholder, ours.placeholder_id, "<video>"
+    theirs.image_token, theirs.image_token_id, theirs.video_token = ours.mm_token, ours.mm_token_id, "<video>"
     theirs.start_image_token, theirs.end_image_token = "<img>", "</img>"
-    theirs.multimodal_pattern = re.compile(f"(?P<image>{ours.placeholder})|(?P<video><video>)")
+    theirs.multimodal_pattern = re.compile(f"(?P<image>{ours.mm_token})|(?P<video><video>)")
     pictures = [picture(2, 20, 60), picture(3, 28, 28), picture(4, 90, 31)]
     messages = question(*pictures)
     prompt = ours.prompt(messages)
     out = theirs(images=pictures, text=ours.render(messages))
     assert prompt.token_ids.tolist() == out["input_ids"][0]
-    units = np.concatenate([item.units_uhwc for item in prompt.media])
+    units = tiles(prompt)
     pixels = jax.jit(normalise, static_argnums=(1, 2))(units, ours.config.image_mean, ours.config.image_std)
     np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), np.stack(out["pixel_values"]), atol=1e-5, rtol=0)
 
 
-def _values(model: InternVL) -> Any:
+def _values(model: LMM) -> Any:
     return nnx.split(model)[1]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from epdjax.models import config_of
-from epdjax.models.internvl import normalise
-from epdjax.models.processing import InternVLProcessor, MediaShape
+from epdjax.models.layers import normalise
+from epdjax.models.media import MediaItem
+from epdjax.models.processing.internvl import InternVLProcessor
 from tests.models.tiny import CHAT_TEMPLATE, make_tiny_checkpoint, write_processor_files
 
 
@@ -38,6 +39,10 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+def tiles(item: MediaItem) -> np.ndarray:
+    return np.stack([unit.inputs["pixels"] for unit in item.units])
+
+
 def message(*parts: Any) -> list[dict[str, Any]]:
     content = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
@@ -48,31 +53,30 @@ def message(*parts: Any) -> list[dict[str, Any]]:
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_media_shape_is_what_prepare_makes(processor: InternVLProcessor, width: int, height: int) -> None:
-    item = processor.prepare(Image.new("RGB", (width, height), (9, 8, 7)))
-    assert item.shape == processor.media_shape(width, height)
-    assert item.units_uhwc.shape == (item.shape.units, 28, 28, 3)
-    assert item.shape.tokens == 4 * item.shape.units
-    assert item.size == (width, height)
-    assert (item.units_uhwc == np.array([9, 8, 7])).all()  # no channel mixed up, whatever the shape
+    item = processor.prepare_image(Image.new("RGB", (width, height), (9, 8, 7)))
+    shape = processor.media_shape(width, height)
+    assert tiles(item).shape == (shape.units, 28, 28, 3)
+    assert item.tokens == shape.tokens == 4 * shape.units
+    assert (tiles(item) == np.array([9, 8, 7])).all()  # no channel mixed up, whatever the shape
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 1), (3, 50), (50, 3), (3, 3), (1, 3), (4, 1)])
 def test_odd_sizes(processor: InternVLProcessor, width: int, height: int) -> None:
     image = picture(width, height)
-    item = processor.prepare(image)
-    assert item.shape == processor.media_shape(width, height)
+    item = processor.prepare_image(image)
+    assert len(item.units) == processor.media_shape(width, height).units
     thumbnail = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(item.units_uhwc[-1], thumbnail)
+    np.testing.assert_array_equal(tiles(item)[-1], thumbnail)
 
 
 def test_tiles_are_rows_of_the_resized_picture(processor: InternVLProcessor) -> None:
     image = picture(90, 60)  # 3 columns, 2 rows
-    tiles = processor.prepare(image).units_uhwc
-    assert len(tiles) == 7
+    cut = tiles(processor.prepare_image(image))
+    assert len(cut) == 7
     whole = np.asarray(image.resize((84, 56), Image.Resampling.BICUBIC))
     for i in range(6):
         row, column = divmod(i, 3)
-        np.testing.assert_array_equal(tiles[i], whole[row * 28 :, column * 28 :][:28, :28])
+        np.testing.assert_array_equal(cut[i], whole[row * 28 :, column * 28 :][:28, :28])
 
 
 def test_device_normalisation_is_the_processors(processor: InternVLProcessor) -> None:
@@ -81,7 +85,7 @@ def test_device_normalisation_is_the_processors(processor: InternVLProcessor) ->
         expected = np.stack(processor.image_processor(image, crop_to_patches=True)["pixel_values"])
         config = processor.config
         ours = jax.jit(normalise, static_argnums=(1, 2))(
-            processor.prepare(image).units_uhwc, config.image_mean, config.image_std
+            tiles(processor.prepare_image(image)), config.image_mean, config.image_std
         )
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-5, rtol=0)
@@ -89,16 +93,16 @@ def test_device_normalisation_is_the_processors(processor: InternVLProcessor) ->
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(processor: InternVLProcessor, mode: str) -> None:
-    assert processor.prepare(Image.new(mode, (40, 30))).units_uhwc.dtype == np.uint8
+    assert tiles(processor.prepare_image(Image.new(mode, (40, 30)))).dtype == np.uint8
 
 
 def test_transparency_is_white(processor: InternVLProcessor) -> None:
-    assert (processor.prepare(Image.new("RGBA", (40, 30), (10, 20, 30, 0))).units_uhwc == 255).all()
+    assert (tiles(processor.prepare_image(Image.new("RGBA", (40, 30), (10, 20, 30, 0)))) == 255).all()
 
 
 def test_what_is_not_a_picture(processor: InternVLProcessor) -> None:
     with pytest.raises(ValueError, match=r"PIL\.Image"):
-        processor.prepare(np.zeros((3, 3, 3), np.uint8))  # type: ignore[arg-type]
+        processor.prompt(message("see", np.zeros((3, 3, 3), np.uint8)))
     with pytest.raises(ValueError, match="0 x 5"):
         processor.media_shape(0, 5)
 
@@ -107,25 +111,26 @@ def test_prompt(processor: InternVLProcessor) -> None:
     one, two = picture(28, 28), picture(60, 28)
     prompt = processor.prompt(message("Look: ", one, two, "the end"))
     tokenizer = processor.tokenizer
-    assert [item.shape.units for item in prompt.media] == [1, 3]
+    assert [len(item.units) for item in prompt.media] == [1, 3]
     text = "<|im_start|>user\nLook: <img>{}</img>\n<img>{}</img>\nthe end<|im_end|>\n<|im_start|>assistant\n"
     expected = text.format("<IMG_CONTEXT>" * 4, "<IMG_CONTEXT>" * 12)
     assert tokenizer.decode(prompt.token_ids) == expected
     assert prompt.token_ids.dtype == prompt.mm_positions.dtype == np.int32
-    np.testing.assert_array_equal(prompt.mm_positions, np.flatnonzero(prompt.token_ids == processor.placeholder_id))
+    np.testing.assert_array_equal(prompt.mm_positions, np.flatnonzero(prompt.token_ids == processor.mm_token_id))
     assert len(prompt.mm_positions) == 16
     assert processor.eos_token_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
 
 def test_plain_prompts(processor: InternVLProcessor) -> None:
-    token_ids, mm_positions = processor.encode("Hello there")
-    assert processor.tokenizer.decode(token_ids) == "Hello there"
-    assert len(mm_positions) == 0
-    token_ids, mm_positions = processor.encode("a <IMG_CONTEXT> b", [MediaShape(2, (4, 4))])
-    assert len(mm_positions) == 8
-    for text, shapes in (("no picture", [MediaShape(1, (4,))]), ("a <IMG_CONTEXT> too many", [])):
+    prompt = processor.encode("Hello there")
+    assert processor.tokenizer.decode(prompt.token_ids) == "Hello there"
+    assert len(prompt.mm_positions) == 0
+    item = processor.prepare_image(picture(56, 28))
+    assert len(processor.encode("a <IMG_CONTEXT> b", [item]).mm_positions) == 12
+    items: list[MediaItem]
+    for text, items in (("no picture", [item]), ("a <IMG_CONTEXT> too many", [])):
         with pytest.raises(ValueError, match="placeholders"):
-            processor.encode(text, shapes)
+            processor.encode(text, items)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_plain_prompts(processor: InternVLProcessor) -> None:
         ([{"role": "user", "content": "<IMG_CONTEXT>"}], "text may not contain"),
         (message("<IMG_", "CONTEXT>"), "1 '<IMG_CONTEXT>' placeholders for 0 pictures"),
         ([{"role": "user", "content": [{"type": "image"}]}], "placeholders for 0 pictures"),
-        ([{"role": "user", "content": [{"type": "video"}]}], "'video'"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "no video input"),
         ([{"role": "user", "content": [{"type": "text"}]}], "string under 'text'"),
         ([{"role": "user", "content": 3}], "string or a list"),
         ([{"content": "no role"}], "role"),
@@ -165,7 +170,7 @@ def test_templates_of_either_kind(processor: InternVLProcessor, folder: Path, tm
 
 def test_checkpoint_without_a_template(folder: Path, tmp_path: Path) -> None:
     other = with_template(folder, tmp_path, None)
-    assert len(other.encode("hi")[0]) > 0
+    assert len(other.encode("hi").token_ids) > 0
     with pytest.raises(ValueError, match="no chat template"):
         other.prompt(message("hi"))
 
@@ -203,4 +208,4 @@ def test_from_many_threads(processor: InternVLProcessor) -> None:
         prompts = list(pool.map(processor.prompt, messages * 4))
     for i, prompt in enumerate(prompts):
         np.testing.assert_array_equal(prompt.token_ids, expected[i % 12].token_ids)
-        np.testing.assert_array_equal(prompt.media[0].units_uhwc, expected[i % 12].media[0].units_uhwc)
+        np.testing.assert_array_equal(tiles(prompt.media[0]), tiles(expected[i % 12].media[0]))

@@ -4,6 +4,7 @@ The weights are large enough that greedy answers vary and depend on the picture.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from epdjax.models import export_hf
-from epdjax.models.internvl import InternVL, InternVLConfig
+from epdjax.models.lmm import LMM
+from epdjax.models.registry import family_for
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ġ", "t"), ("Ġ", "a"), ("Ġ", "the"), ("e", "r"), ("o", "n"))
@@ -32,14 +34,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer with a handful of merges and the special tokens of InternVL."""
+def tiny_tokenizer(specials: Sequence[str] = SPECIALS) -> Tokenizer:
+    """A byte-level BPE tokenizer with a handful of merges and a family's special tokens (default: InternVL's)."""
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=list(MERGES)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return tokenizer
 
 
@@ -144,10 +146,14 @@ def tiny_hf_config(
     }
 
 
-def tiny_model(hf_config: dict[str, Any], seed: int = 0, dtype: Any = jnp.float32) -> InternVL:
-    """An InternVL with the random weights that make its answers interesting."""
-    config = InternVLConfig.from_hf(hf_config)
-    model = nnx.eval_shape(lambda: InternVL(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+def tiny_model(
+    hf_config: dict[str, Any], seed: int = 0, dtype: Any = jnp.float32, preprocessor: dict[str, Any] | None = None
+) -> LMM:
+    """A model of any family with random weights that make its answers interesting."""
+    family = family_for(hf_config)
+    config = family.read_config(hf_config, preprocessor)
+    model = nnx.eval_shape(lambda: family.model(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    offset = config.text.norm_offset  # Gemma's norms scale by one more than their weights
     rng = np.random.default_rng(seed)
     state = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
@@ -158,9 +164,9 @@ def tiny_model(hf_config: dict[str, Any], seed: int = 0, dtype: Any = jnp.float3
         elif leaf == "embedding":
             value = noise * 0.3  # small beside what the layers add, or a tied model just repeats its input
         elif leaf == "scale" and path[-2] == "norm" and len(path) == 3:
-            value = 3 + noise * 0.3  # the decoder's last norm: spreads the logits
+            value = 3 - offset + noise * 0.3  # the decoder's last norm: spreads the logits
         elif leaf in ("scale", "scale1", "scale2"):
-            value = 1 + noise * 0.2
+            value = 1 - (offset and path[0] == "language_model") + noise * 0.2
         elif leaf in ("class_token", "positions"):
             value = noise * 0.5
         else:
@@ -168,6 +174,20 @@ def tiny_model(hf_config: dict[str, Any], seed: int = 0, dtype: Any = jnp.float3
         state[path] = variable.replace(jnp.asarray(value, dtype))
     nnx.update(model, nnx.from_flat_state(state))
     return model
+
+
+def random_checkpoint(
+    folder: Path,
+    hf_config: dict[str, Any],
+    seed: int = 0,
+    dtype: Any = "float32",
+    max_shard_bytes: int = 10**9,
+    preprocessor: dict[str, Any] | None = None,
+) -> None:
+    """``config.json`` and random weights of any family, made without torch and always the same."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = tiny_model(hf_config, seed, preprocessor=preprocessor)
+        export_hf(model, hf_config, folder, dtype, max_shard_bytes)
 
 
 def make_tiny_checkpoint(
@@ -189,8 +209,7 @@ def make_tiny_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hf_config = tiny_hf_config(text, tied, qk_norm, norm, num_kv_heads, **more)
-    with jax.default_device(jax.devices("cpu")[0]):
-        export_hf(tiny_model(hf_config, seed), hf_config, folder, dtype, max_shard_bytes)
+    random_checkpoint(folder, hf_config, seed, dtype, max_shard_bytes)
     write_processor_files(folder, max_patches, chat_template)
     return folder
 

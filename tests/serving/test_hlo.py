@@ -51,7 +51,7 @@ def h100_instance(roles: str, tensor: int = 1) -> Instance:
             sharding = submesh.sharding(variable.get_metadata("logical_axes"), variable.shape)
             variable.set_value(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
         parts[part] = Split.of(module)
-    spec = InstanceSpec("X", roles, kv_blocks=KV_BLOCKS, mm_blocks=256, slots=16, max_units=4)
+    spec = InstanceSpec("X", roles, kv_blocks=KV_BLOCKS, mm_blocks=256, slots=16, encode_width=1)
     dtype = jnp.dtype(jnp.bfloat16)
     place = InstanceMesh("X", roles, submesh)
     return Instance(

@@ -22,7 +22,7 @@ BUCKETS = default_buckets(max_model_len=256, block_size=16, max_chunk=64, max_se
 def make_scheduler(layout: str, **limits: int) -> Scheduler:
     """A small deployment; `layout` lists the roles of its instances."""
     instances = [
-        InstanceSpec(f"{roles}{i}", roles, kv_blocks=20, mm_blocks=24, slots=4, max_units=2, staging=2)
+        InstanceSpec(f"{roles}{i}", roles, kv_blocks=20, mm_blocks=24, slots=4, encode_width=1, staging=2)
         for i, roles in enumerate(layout.split())
     ]
     return Scheduler(SchedulerConfig(BUCKETS, max_model_len=256, **limits), instances)

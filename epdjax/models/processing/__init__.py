@@ -1,0 +1,1 @@
+"""From messages and media to token ids and encode units, on the host; a file per family."""
