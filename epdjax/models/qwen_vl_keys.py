@@ -1,4 +1,4 @@
-"""Names of the tensors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as their ``...ForConditionalGeneration`` classes hold them."""
+"""Names of the tensors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as transformers 5 holds them."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ def _save_conv(x: np.ndarray, out: np.ndarray, _: Any) -> None:
     out[...] = x.reshape(frames, rows, columns, channels, d).transpose(4, 3, 0, 1, 2)
 
 
-# torch's Conv3d weight [d, channels, frames, rows, columns] is the matrix that the tower applies to patches flattened as
-# (frames, rows, columns, channels).
+# torch's Conv3d weight [d, channels, frames, rows, columns] is the matrix that the tower applies to patches flattened
+# as (frames, rows, columns, channels).
 PATCH_CONV = Transform(_conv_shape, _load_conv, _save_conv)
 
 _THEIRS, _OURS = "model.visual.blocks.{}", "tower.layers.{}"

@@ -16,6 +16,9 @@ from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.processing.qwen_vl import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from epdjax.models.qwen_vl import QwenVLConfig, QwenVLEncoder
+from epdjax.models.qwen_vl_keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.text_config import TextConfig
 
 
@@ -99,6 +102,27 @@ FAMILIES: dict[str, Family] = {
             encoder=InternVLEncoder,
             key_map=INTERNVL_KEYS,
             processor=InternVLProcessor,
+        ),
+        Family(
+            model_type="qwen2_5_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_5_VL_KEYS,
+            processor=Qwen2_5VLProcessor,
+        ),
+        Family(
+            model_type="qwen2_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_VL_KEYS,
+            processor=Qwen2VLProcessor,
+        ),
+        Family(
+            model_type="qwen3_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN3_VL_KEYS,
+            processor=Qwen3VLProcessor,
         ),
     )
 }

@@ -1,20 +1,19 @@
 """Which frames of a video Qwen-VL looks at, and in what size.
 
-References: HF ``Qwen2VLVideoProcessor``, ``Qwen3VLVideoProcessor``. They cannot be used themselves: they need torchvision.
+References: HF ``Qwen2VLVideoProcessor``, ``Qwen3VLVideoProcessor``. They need torchvision, so sizes are reckoned here.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from epdjax.models.media import Video
-from epdjax.models.qwen_vl import MAX_ASPECT, pixel_limits
 from epdjax.models.qwen_vit import QwenVisionConfig
+from epdjax.models.qwen_vl import MAX_ASPECT, pixel_limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +39,15 @@ class VideoSettings:
     max_video_tokens: int
 
     @classmethod
-    def from_hf(cls, settings: Mapping[str, Any]) -> "VideoSettings":
-        """Read what `video_settings` returns.
+    def from_hf(cls, settings: Mapping[str, Any]) -> Self:
+        """Read a video processor's settings.
 
-        Settings that name no rate take 2 frames per second, as Qwen's own tools do; transformers takes every frame then.
+        Where they name no rate, 2 frames per second are looked at, as by Qwen's own tools; transformers takes them all.
         """
         return cls._read(settings, pixel_limits(settings, (128 * 28 * 28, 768 * 28 * 28)), 128_000)
 
     @classmethod
-    def _read(cls, settings: Mapping[str, Any], limits: tuple[int, int], tokens: int) -> "VideoSettings":
+    def _read(cls, settings: Mapping[str, Any], limits: tuple[int, int], tokens: int) -> Self:
         return cls(
             *limits,
             resample=settings.get("resample") or 3,
@@ -83,10 +82,10 @@ class ClipSettings(VideoSettings):
     """Qwen3-VL's way: the bounds in pixels are of the whole clip."""
 
     @classmethod
-    def from_hf(cls, settings: Mapping[str, Any]) -> "ClipSettings":
-        """Read what `video_settings` returns."""
+    def from_hf(cls, settings: Mapping[str, Any]) -> Self:
+        """Read a video processor's settings."""
         size = {"size": settings.get("size")}  # this processor knows no min_pixels and max_pixels
-        return cls._read(settings, pixel_limits(size, (128 * 32 * 32, 768 * 32 * 32)), 768)  # type: ignore[return-value]
+        return cls._read(settings, pixel_limits(size, (128 * 32 * 32, 768 * 32 * 32)), 768)
 
     def sample(self, frames: int, fps: float, group: int) -> np.ndarray:
         """Indices of the frames to look at, the first and the last among them."""
@@ -109,15 +108,15 @@ class ClipSettings(VideoSettings):
             height, width = int(height * scale), int(width * scale)
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise ValueError(f"frames must not be more than {MAX_ASPECT} times as long as wide")
-        new_height, new_width = (round(x / side) * side for x in (height, width))
-        pixels = round(frames / group) * group * new_height * new_width
+        rows, columns = round(height / side), round(width / side)
+        pixels = round(frames / group) * group * rows * columns * side * side
         if pixels > most:
             shrink = math.sqrt(frames * height * width / most)
-            return tuple(max(side, math.floor(x / shrink / side) * side) for x in (height, width))  # type: ignore[return-value]
-        if pixels < self.min_pixels:
+            rows, columns = (max(1, math.floor(x / shrink / side)) for x in (height, width))
+        elif pixels < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (frames * height * width))
-            return tuple(math.ceil(x * grow / side) * side for x in (height, width))  # type: ignore[return-value]
-        return new_height, new_width
+            rows, columns = math.ceil(height * grow / side), math.ceil(width * grow / side)
+        return rows * side, columns * side
 
 
 def sampled_fps(video: Video) -> float:
@@ -133,7 +132,7 @@ def sampled_fps(video: Video) -> float:
 
 
 def group_seconds(video: Video, group: int) -> list[float]:
-    """When each group of `group` frames is shown: midway between its first and last; the last frame fills its group up."""
+    """When each group of `group` frames is shown: midway between its first and last. The last fills a group up."""
     times = [float(t) for t in video.timestamps_s]
     times += times[-1:] * (-len(times) % group)
     return [(times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group)]

@@ -1,10 +1,11 @@
 """Qwen-VL's pictures and videos at their own resolution, and the M-RoPE positions they take in a prompt.
 
-References: HF ``Qwen2VLProcessor``, ``Qwen2_5_VLProcessor``, ``Qwen3VLProcessor``, and ``get_rope_index`` of their models.
+References: HF ``Qwen2VLProcessor``, ``Qwen2_5_VLProcessor``, ``Qwen3VLProcessor``; ``get_rope_index`` of their models.
 Frames of videos are resized by PIL, where HF uses torchvision; their sizes and positions are the same.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
+from transformers.image_transforms import convert_to_rgb
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
@@ -65,20 +67,21 @@ class Qwen2VLProcessor(Processor):
         side = vision.patch_size * vision.merge_size
         return smart_resize(height, width, side, size["shortest_edge"], size["longest_edge"])
 
-    def prepare_image(self, image: Image.Image, context: MediaContext = MediaContext(images=1)) -> MediaItem:
+    def prepare_image(self, image: Image.Image, context: MediaContext | None = None) -> MediaItem:
         """One encode unit; transparency is composited on white, as HF does."""
         size = self.picture_size(*image.size)
-        pixels_hwc = resized(self.image_processor.convert_to_rgb(image), *size, self.image_processor.resample)
+        rgb_hwc = np.asarray(convert_to_rgb(image, return_numpy=True))
+        pixels_hwc = resized(rgb_hwc, *size, self.image_processor.resample)
         unit = self._unit(np.broadcast_to(pixels_hwc, (self.config.vision.temporal_patch_size, *pixels_hwc.shape)))
         return MediaItem("image", (unit,), unit.tokens, meta={"grids": (self._grid(1, size),)})
 
-    def prepare_video(self, video: Video, context: MediaContext = MediaContext(videos=1)) -> MediaItem:
+    def prepare_video(self, video: Video, context: MediaContext | None = None) -> MediaItem:
         """An encode unit per group of frames that share patches; the last frame is repeated to fill its group."""
         vision = self.config.vision
         frames, group = list(video.frames), vision.temporal_patch_size
         if not frames or min(video.frames.shape[1:3]) < 1:
             raise ValueError("a video without frames or pixels has no content")
-        size = self.video_settings.frame_size(len(frames), *video.frames.shape[1:3], vision)
+        size = self.video_settings.frame_size(len(frames), video.frames.shape[1], video.frames.shape[2], vision)
         small = [resized(frame, *size, self.video_settings.resample) for frame in frames]
         small += small[-1:] * (-len(small) % group)
         units = tuple(self._unit(np.stack(small[i : i + group])) for i in range(0, len(small), group))
@@ -89,8 +92,8 @@ class Qwen2VLProcessor(Processor):
         unit, limit = encode_unit(frames_fhwc, self.config.vision), self.config.unit_limit
         if limit is not None and unit.tokens > limit:
             raise ValueError(
-                f"frames of {frames_fhwc.shape[2]} x {frames_fhwc.shape[1]} pixels make {unit.tokens} tokens, more than "
-                f"the {limit} of the largest picture: lower the video processor's size.longest_edge"
+                f"frames of {frames_fhwc.shape[2]} x {frames_fhwc.shape[1]} pixels make {unit.tokens} tokens, more "
+                f"than the {limit} of the largest picture: lower the video processor's size.longest_edge"
             )
         return unit
 
@@ -134,7 +137,7 @@ class Qwen2VLProcessor(Processor):
         return dataclasses.replace(prompt, token_ids=token_ids, rope_positions=rope_t3, rope_delta=delta)
 
 
-class Qwen2_5VLProcessor(Qwen2VLProcessor):  # noqa: N801
+class Qwen2_5VLProcessor(Qwen2VLProcessor):
     """Qwen2.5-VL: positions in time are seconds."""
 
     def _video_meta(self, video: Video, grid: Grid) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _video_settings(folder: Path, config: QwenVLConfig) -> dict[str, Any]:
         ("processor_config.json", "image_processor"),
     ):
         path = folder / name
-        settings = read_json(path) if path.is_file() else {}
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         settings = settings.get(section, {}) if section else settings
         if settings:
             break
