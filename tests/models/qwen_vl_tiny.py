@@ -1,4 +1,4 @@
-"""What the tiny Qwen-VL checkpoints have in common: processor files, conversations, and what transformers makes of them."""
+"""What the tiny Qwen-VL checkpoints share: processor files, conversations, and what transformers makes of them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -123,8 +123,9 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
         "one picture": asked(image(wide)),
         "two pictures": asked(image(wide), {"type": "text", "text": " and "}, image(tall)),
         "picture twice": asked(image(tall), image(tall)),
-        "video": asked(video(even)),
-        "picture and video": [*asked(video(odd)), {"role": "assistant", "content": "A video."}, *asked(image(tall))],
+        # last in its turn, so that its positions in time go beyond those of the text after it
+        "video": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, video(odd)]}],
+        "picture and video": [*asked(video(even)), {"role": "assistant", "content": "A video."}, *asked(image(tall))],
     }
 
 
@@ -141,7 +142,7 @@ def reference(folder: Path, messages: Sequence[dict[str, Any]], prompter: Any, c
 
     Args:
         prompter: the HF processor class, whose texts and timestamps are used; it cannot be built without torchvision.
-        clip_size: (frames, height, width, settings) to the size frames are resized to; None: as if each were a picture.
+        clip_size: HF's ``smart_resize`` for videos; None: that for pictures.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
@@ -226,7 +227,10 @@ def video_patches(video: Video, images: Any, settings: dict[str, Any], clip_size
     frames, height, width, _ = video.frames.shape
     factor = images.patch_size * images.merge_size
     limits = settings["size"]["shortest_edge"], settings["size"]["longest_edge"]
-    height, width = (clip_size or (lambda _, *rest: smart_resize(*rest)))(frames, height, width, factor, *limits)
+    if clip_size is None:
+        height, width = smart_resize(height, width, factor, *limits)
+    else:
+        height, width = clip_size(frames, height, width, images.temporal_patch_size, factor, *limits)
     small = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in video.frames]
     scaled = (np.stack(small).astype(np.float32) / 255 - np.float32(images.image_mean)) / np.float32(images.image_std)
     tensor = torch.tensor(scaled.astype(np.float32)).permute(0, 3, 1, 2)[None]

@@ -88,7 +88,10 @@ def hub_config(config: dict[str, Any]) -> dict[str, Any]:
     """The published layout: the decoder's fields at the top."""
     text = dict(config["text_config"])
     rope = text.pop("rope_parameters")
-    vision = dict(config["vision_config"]) | {"in_chans": 3, "spatial_patch_size": config["vision_config"]["patch_size"]}
+    vision = dict(config["vision_config"]) | {
+        "in_chans": 3,
+        "spatial_patch_size": config["vision_config"]["patch_size"],
+    }
     return {
         **{key: value for key, value in text.items() if key != "model_type"},
         **{key: value for key, value in config.items() if key not in ("text_config", "vision_config")},
