@@ -117,7 +117,8 @@ class Qwen2VLProcessor(Processor):
         """Tell videos from pictures, and give M-RoPE positions.
 
         Text counts on in all three axes. A grid takes (time, row, column) from the position where it starts, and text
-        goes on after it as far from there as its longer side; an answer goes on behind the highest position of all.
+        goes on after it as far from there as its longer side. An answer goes on where the prompt's text ended, as in
+        HF's ``generate``, also where a long video has gone beyond that in time.
         """
         token_ids, count = prompt.token_ids.copy(), len(prompt.token_ids)
         rope_t3 = np.empty((count, 3), np.int32)
@@ -133,8 +134,7 @@ class Qwen2VLProcessor(Processor):
                 position += max(grid[1:])
                 done, taken = at + size, taken + size
         rope_t3[done:] = position + np.arange(count - done)[:, None]
-        delta = int(rope_t3.max(initial=-1)) + 1 - count
-        return dataclasses.replace(prompt, token_ids=token_ids, rope_positions=rope_t3, rope_delta=delta)
+        return dataclasses.replace(prompt, token_ids=token_ids, rope_positions=rope_t3, rope_delta=position - done)
 
 
 class Qwen2_5VLProcessor(Qwen2VLProcessor):
