@@ -46,7 +46,11 @@ class Dense:
         self.model, self.prompt = model, prompt
         t = len(prompt.token_ids)
         mm = mm_tokens(model, prompt)
-        x_btd = lm.embed(jnp.asarray(prompt.token_ids))[None].at[0, prompt.mm_positions].set(mm[:, :d])
+        x_btd = (
+            lm.embed(jnp.asarray(prompt.token_ids))[None]
+            .at[0, prompt.mm_positions]
+            .set(jnp.asarray(mm[:, :d], lm.embedding[...].dtype))
+        )
         self.x_btd = jnp.pad(x_btd, ((0, 0), (0, extra), (0, 0)))
         self.levels: jax.Array | None = None
         if model.config.mm_levels:
