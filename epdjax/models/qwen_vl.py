@@ -49,6 +49,7 @@ class QwenVLConfig:
     image_std: tuple[float, ...] = CLIP_STD
     modalities: tuple[str, ...] = ("image", "video")
     mm_taps: int = 1
+    mm_bidirectional: bool = False
     mm_block_size: int = 64
 
     @property
