@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -160,8 +161,8 @@ def _most_windows(tokens: int, side: int) -> int:
 class QwenVLEncoder(nnx.Module):
     """All that an E instance holds: the vision tower with its mergers."""
 
-    def __init__(self, config: QwenVLConfig, *, dtype: Any = np.float32, rngs: nnx.Rngs):
-        self.tower = QwenVisionTower(config.vision, dtype=np.dtype(dtype), rngs=rngs)
+    def __init__(self, config: QwenVLConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.tower = QwenVisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.config = config
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:

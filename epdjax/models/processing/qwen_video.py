@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from epdjax.models.media import Video
 from epdjax.models.qwen_vit import QwenVisionConfig
-from epdjax.models.qwen_vl import MAX_ASPECT, pixel_limits
+from epdjax.models.qwen_vl import pixel_limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,6 @@ class ClipSettings(VideoSettings):
         if height < side or width < side:
             scale = max(side / height, side / width)
             height, width = int(height * scale), int(width * scale)
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(f"frames must not be more than {MAX_ASPECT} times as long as wide")
         rows, columns = round(height / side), round(width / side)
         pixels = round(frames / group) * group * rows * columns * side * side
         if pixels > most:

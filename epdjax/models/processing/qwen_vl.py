@@ -57,12 +57,7 @@ class Qwen2VLProcessor(Processor):
         Raises:
             ValueError: a picture without pixels, or too long for its width.
         """
-        if width < 1 or height < 1:
-            raise ValueError(f"a picture of {width} x {height} pixels has no content")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise ValueError(
-                f"a picture of {width} x {height} pixels is more than {MAX_ASPECT} times as long as wide: crop it"
-            )
+        _check_sides("a picture", width, height)
         vision, size = self.config.vision, self.image_processor.size
         side = vision.patch_size * vision.merge_size
         return smart_resize(height, width, side, size["shortest_edge"], size["longest_edge"])
@@ -77,11 +72,14 @@ class Qwen2VLProcessor(Processor):
 
     def prepare_video(self, video: Video, context: MediaContext | None = None) -> MediaItem:
         """An encode unit per group of frames that share patches; the last frame is repeated to fill its group."""
-        vision = self.config.vision
-        frames, group = list(video.frames), vision.temporal_patch_size
-        if not frames or min(video.frames.shape[1:3]) < 1:
-            raise ValueError("a video without frames or pixels has no content")
-        size = self.video_settings.frame_size(len(frames), video.frames.shape[1], video.frames.shape[2], vision)
+        vision, frames = self.config.vision, video.frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 [frames, height, width, 3], not {frames.dtype} {frames.shape}")
+        count, height, width, _ = frames.shape
+        if not count:
+            raise ValueError("a video without frames has no content")
+        _check_sides("a frame", width, height)
+        size, group = self.video_settings.frame_size(count, height, width, vision), vision.temporal_patch_size
         small = [resized(frame, *size, self.video_settings.resample) for frame in frames]
         small += small[-1:] * (-len(small) % group)
         units = tuple(self._unit(np.stack(small[i : i + group])) for i in range(0, len(small), group))
@@ -163,6 +161,15 @@ class Qwen3VLProcessor(Qwen2VLProcessor):
             return self.mm_token * item.tokens
         tokens = self.mm_token * item.units[0].tokens
         return "".join(f"<{t:.1f} seconds>{self.start}{tokens}{self.end}" for t in item.meta["seconds"])
+
+
+def _check_sides(what: str, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"{what} of {width} x {height} pixels has no content")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(
+            f"{what} of {width} x {height} pixels is more than {MAX_ASPECT} times as long as wide: crop it"
+        )
 
 
 def _grid_positions(grid: Grid, interval: float) -> np.ndarray:
