@@ -19,7 +19,7 @@ class InvalidRequest(RequestError):
 
 
 class MediaError(RequestError):
-    """A picture (later: video, audio) that cannot be fetched, decoded or afforded."""
+    """A picture, video or clip that cannot be fetched, decoded or afforded."""
 
     code = "invalid_media"
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 MIB = 2**20
+MAY_BE_NONE = ("max_redirects", "max_waiting_media")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,10 @@ class ServingLimits:
             decoded. 64 Mpixel is a large camera's picture, and 192 MiB as RGB.
         max_request_pixels: most pixels of all pictures of one request together.
         max_image_bytes: most bytes of one encoded picture (after base64), or of one download.
+        max_videos_per_request, max_audios_per_request: most of them in all messages of one request.
+        max_video_bytes, max_audio_bytes: most bytes of one encoded file (after base64), or of one download.
+        max_video_seconds, max_audio_seconds: longest video and clip.
+        max_video_frames: most frames of a video that a model may want.
         max_body_bytes: most bytes of a request body.
         min_image_side: fewest pixels of a picture's shorter side. Below it no processor makes anything meaningful.
         max_image_aspect_ratio: most a picture's longer side may be, in shorter sides.
@@ -37,6 +42,13 @@ class ServingLimits:
     max_image_pixels: int = 64 * MIB
     max_request_pixels: int = 256 * MIB
     max_image_bytes: int = 32 * MIB
+    max_videos_per_request: int = 4
+    max_audios_per_request: int = 32
+    max_video_bytes: int = 48 * MIB
+    max_audio_bytes: int = 32 * MIB
+    max_video_seconds: float = 3600.0
+    max_audio_seconds: float = 600.0
+    max_video_frames: int = 256
     max_body_bytes: int = 64 * MIB
     min_image_side: int = 4
     max_image_aspect_ratio: float = 200.0
@@ -60,7 +72,7 @@ class ServingLimits:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            lowest = 0 if field.name in ("max_images_per_request", "max_redirects", "max_waiting_media") else 1
+            lowest = 0 if field.name.endswith("_per_request") or field.name in MAY_BE_NONE else 1
             if (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)

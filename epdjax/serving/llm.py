@@ -18,7 +18,7 @@ from epdjax.serving.engine import Engine
 from epdjax.serving.errors import InvalidRequest, Overloaded, RequestError, ServiceUnavailable, TooLong
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.live import LiveRequest, Sink
-from epdjax.serving.media import resolve_messages
+from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.programs import Progress
@@ -70,9 +70,13 @@ class _Serving:
         """Longest prompt and answer together, in tokens."""
         return self.deployment.scheduling.max_model_len
 
+    def resolve_media(self, messages: Messages) -> list[dict[str, Any]]:
+        """Messages with their media decoded, as this model wants them (see `resolve_messages`); slow, any thread."""
+        return resolve_messages(messages, self.limits, self.processor)
+
     def _chat_prompt(self, messages: Messages) -> Prompt:
         """Messages, media still encoded or already pictures, to a prompt. Slow: runs off the serving threads."""
-        resolved = resolve_messages(list(messages), self.limits)
+        resolved = self.resolve_media(messages)
         try:
             return self.processor.prompt(resolved)
         except ValueError as error:
@@ -129,7 +133,8 @@ class LLM(_Serving):
         """Answer one conversation or several, served together.
 
         Args:
-            messages: OpenAI-style; image parts are ``{"type": "image", "image": PIL.Image}`` or ``image_url`` parts.
+            messages: OpenAI-style; media parts are ``{"type": "image", "image": PIL.Image}``, ``image_url``,
+                ``video_url``, ``audio_url`` or ``input_audio``.
             params: for all, or one each.
 
         Returns:

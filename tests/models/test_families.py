@@ -1,4 +1,4 @@
-"""Every family against what was recorded of transformers (`record_families`), and against itself, padded differently."""
+"""Every family against what was recorded of transformers (`record_families`), and against itself, padded otherwise."""
 
 import json
 import re

@@ -27,7 +27,6 @@ from epdjax.serving.http.errors import (
 from epdjax.serving.http.service import Service
 from epdjax.serving.http.validation import validate_messages
 from epdjax.serving.http.wire import ClientGone, Incoming, linger, read_body, until_gone
-from epdjax.serving.media import resolve_messages
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
 
@@ -114,7 +113,7 @@ class ChatExchange(Response):
         messages, pictures = validate_messages(request.messages)
         request.messages = []
         if pictures:
-            messages = await pool.run(resolve_messages, messages, llm.limits)
+            messages = await pool.run(llm.resolve_media, messages)
         return request, messages, params
 
     async def _outputs(

@@ -30,6 +30,10 @@ class Engine(Protocol):
     @property
     def limits(self) -> ServingLimits: ...
 
+    def resolve_media(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages with their media decoded. Slow, and called from any thread."""
+        ...
+
     def generate(
         self, messages: list[dict[str, Any]], params: SamplingParams, *, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:

@@ -103,7 +103,7 @@ class ChatRequest(BaseModel):
     model: str = Field(description="The served model's name.")
     messages: list[dict[str, Any]] = Field(
         description="Messages of the roles system, developer, user and assistant. Their content is a string, or a list "
-        "of parts: text, and in user messages image_url."
+        "of parts: text, and in user messages image_url, video_url, audio_url and input_audio."
     )
     max_completion_tokens: int | None = Field(
         default=None, description="Most tokens to generate; absent: what is left."

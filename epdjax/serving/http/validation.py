@@ -1,4 +1,4 @@
-"""The structure of a request's messages, checked part by part before any picture is touched."""
+"""The structure of a request's messages, checked part by part before any media are touched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,23 @@ from epdjax.serving.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant")
 DETAILS = ("auto", "low", "high")
-PICTURE_HINT = "give a data: URL such as 'data:image/png;base64,...'"
+NOUNS = {"image": "picture", "video": "video", "audio": "clip"}
+EXAMPLES = {
+    "image": "data:image/png;base64,...",
+    "video": "data:video/mp4;base64,...",
+    "audio": "data:audio/wav;base64,...",
+}
+AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "m4a", "aac")
 # Message fields of features that are not there; leaving their content out would change the conversation.
 UNSUPPORTED = ("tool_calls", "tool_call_id", "function_call", "audio", "refusal")
 
 
 def validate_messages(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-    """Checks messages and brings them to one form; whether there are pictures to resolve.
+    """Checks messages and brings them to one form; whether there are media to resolve.
 
     Content stays a string, or becomes a list of `{"type": "text", "text": ...}` and
-    `{"type": "image_url", "image_url": ...}` with a string. `developer` becomes `system`, the name chat templates know.
+    `{"type": "image_url", "image_url": ...}` with a string (likewise `video_url`, `audio_url`; `input_audio` becomes an
+    `audio_url`). `developer` becomes `system`, the name chat templates know.
 
     Raises:
         InvalidRequest: names the message and part, and says what to change.
@@ -24,8 +31,8 @@ def validate_messages(messages: list[dict[str, Any]]) -> tuple[list[dict[str, An
     if not messages:
         raise InvalidRequest("messages is empty; give at least one message", param="messages")
     checked = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    pictures = any(part["type"] != "text" for m in checked if isinstance(m["content"], list) for part in m["content"])
-    return checked, pictures
+    media = any(part["type"] != "text" for m in checked if isinstance(m["content"], list) for part in m["content"])
+    return checked, media
 
 
 def _message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -60,29 +67,45 @@ def _part(part: Any, path: str, role: str) -> dict[str, Any]:
         if not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{path}.text must be a string", param=f"{path}.text")
         return {"type": "text", "text": part["text"]}
-    if kind not in ("image_url", "image"):
+    media = "audio" if kind == "input_audio" else str(kind).removesuffix("_url")
+    if not isinstance(kind, str) or media not in NOUNS:
         raise InvalidRequest(
-            f"{path}.type {_shown(kind)} is not supported; use text or image_url", param=f"{path}.type"
+            f"{path}.type {_shown(kind)} is not supported; use text, image_url, video_url, audio_url or input_audio",
+            param=f"{path}.type",
         )
     if role != "user":
-        raise InvalidRequest(f"{path} is a picture in a {role} message; put pictures in user messages", param=path)
-    return {"type": "image_url", "image_url": _picture(part.get(kind), f"{path}.{kind}")}
+        noun = NOUNS[media]
+        raise InvalidRequest(f"{path} is a {noun} in a {role} message; put {noun}s in user messages", param=path)
+    given, path = part.get(kind), f"{path}.{kind}"
+    url = _input_audio(given, path) if kind == "input_audio" else _url(given, path, media)
+    return {"type": f"{media}_url", f"{media}_url": url}
 
 
-def _picture(given: Any, path: str) -> str:
-    url = given
+def _input_audio(given: Any, path: str) -> str:
+    """OpenAI's form of sound in a request, as a data URL."""
+    if not isinstance(given, dict):
+        raise InvalidRequest(f'{path} must be an object: {{"data": base64, "format": "wav"}}', param=path)
+    if given.get("format") not in AUDIO_FORMATS:
+        raise InvalidRequest(f"{path}.format must be one of {', '.join(AUDIO_FORMATS)}", param=f"{path}.format")
+    if not isinstance(given.get("data"), str) or not given["data"]:
+        raise InvalidRequest(f"{path}.data is missing: give the base64 of the file", param=f"{path}.data")
+    return f"data:audio/{given['format']};base64,{given['data']}"
+
+
+def _url(given: Any, path: str, media: str) -> str:
+    url, hint = given, f"give a data: URL such as '{EXAMPLES[media]}'"
     if isinstance(given, dict):
         url = given.get("url")
         if given.get("detail") not in (None, *DETAILS):
             raise InvalidRequest(
-                f"{path}.detail must be one of {', '.join(DETAILS)} (pictures are always seen in full)",
+                f"{path}.detail must be one of {', '.join(DETAILS)} (media are always taken in full)",
                 param=f"{path}.detail",
             )
         path = f"{path}.url"
     if url is None or url == "":
-        raise InvalidRequest(f"{path} is missing: the part has no picture; {PICTURE_HINT}", param=path)
+        raise InvalidRequest(f"{path} is missing: the part has no {NOUNS[media]}; {hint}", param=path)
     if not isinstance(url, str):
-        raise InvalidRequest(f"{path} must be a string; {PICTURE_HINT}", param=path)
+        raise InvalidRequest(f"{path} must be a string; {hint}", param=path)
     return url
 
 

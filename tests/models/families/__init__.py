@@ -1,9 +1,9 @@
 """Every family's tiny checkpoints, conversations and outside judge, a module each.
 
-A module has `MODEL_TYPE`, `VARIANTS` (name -> arguments of `make`), ``make(folder, **variant)``, ``conversations()`` and,
-where transformers has the family, ``reference(folder, messages)``; also `HUB_NAMES` and ``hub_config(config)`` where the
-published layout differs from the one that transformers 5 writes. The tests that run them are in `test_families` and
-`test_families_live`.
+A module has `MODEL_TYPE`, `VARIANTS` (name -> arguments of `make`), ``make(folder, **variant)``, ``conversations()``
+and, where transformers has the family, ``reference(folder, messages)``; also `HUB_NAMES` and ``hub_config(config)``
+where the published layout differs from the one that transformers 5 writes. The tests that run them are in
+`test_families` and `test_families_live`.
 """
 
 import importlib

@@ -12,6 +12,7 @@ from typing import Any
 
 from epdjax.serving.errors import Overloaded, ServiceUnavailable, StepFailed
 from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
 from epdjax.serving.params import SamplingParams
 
@@ -44,6 +45,9 @@ class ScriptedEngine:
         self.shutdowns.append(drain)
         if not drain:
             self._stopped.set()
+
+    def resolve_media(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return resolve_messages(messages, self.limits)
 
     async def generate(
         self, messages: list[dict[str, Any]], params: SamplingParams, *, request_id: str | None = None

@@ -62,7 +62,9 @@ def bad_requests() -> Iterator[Bad]:
     yield Bad("unknown role", {"model": "tiny", "messages": [{"role": "robot", "content": "x"}]}, "use one of system")
     yield Bad("no messages", {"model": "tiny", "messages": []}, "at least one", param="messages")
     yield Bad("messages missing", {"model": "tiny"}, "messages is missing", param="messages")
-    yield Bad("audio", ask([{"type": "input_audio", "input_audio": {}}]), "use text or image_url")
+    yield Bad("audio", ask([{"type": "input_audio", "input_audio": {}}]), "format must be one of")
+    sound = [{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AAAA"}}]
+    yield Bad("audio for a model of pictures", ask(sound), "takes no audio input; it takes text, image")
     yield Bad("unknown part", ask([{"type": "hologram"}]), "'hologram' is not supported")
     yield Bad("no picture", ask([{"type": "image_url"}]), "has no picture")
     yield Bad("empty picture", ask(look({"url": ""})), "has no picture")

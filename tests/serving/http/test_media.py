@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from epdjax.serving.errors import InvalidRequest, MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media import load_image, resolve_messages
+from epdjax.serving.media.images import load_image
+from epdjax.serving.media.resolve import resolve_messages
 from tests.serving.http.pictures import bomb, data_url, encoded, picture
 
 LIMITS = ServingLimits(max_images_per_request=3, max_image_pixels=1_000_000, max_image_bytes=2**20)
@@ -241,7 +242,8 @@ def message(*parts: Any) -> list[dict[str, Any]]:
         ({"type": "image_url", "image_url": {}}, InvalidRequest, "no picture"),
         ({"type": "image_url", "image_url": ""}, InvalidRequest, "no picture"),
         ({"type": "image", "image": None}, InvalidRequest, "no picture"),
-        ({"type": "audio", "audio": "x"}, InvalidRequest, "neither"),
+        ({"type": "audio", "audio": "x"}, InvalidRequest, "no audio input"),
+        ({"type": "smell", "smell": "x"}, InvalidRequest, "neither"),
         ("text", InvalidRequest, "neither"),
         ({"type": "image", "image": [1]}, MediaError, "list"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}, MediaError, "not a picture"),

@@ -8,8 +8,8 @@ import pytest
 
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media import load_image
-from epdjax.serving.remote import fetch, is_public
+from epdjax.serving.media.images import load_image
+from epdjax.serving.media.remote import fetch, is_public
 from tests.serving.http.pictures import encoded, picture
 
 PUBLIC = "93.184.216.34"
@@ -204,7 +204,7 @@ def test_a_deadline_in_the_past() -> None:
 
 def test_load_image_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(ok(encoded(picture())))
-    monkeypatch.setattr("epdjax.serving.remote.system_resolver", Names(good_test=[[PUBLIC]]))
+    monkeypatch.setattr("epdjax.serving.media.remote.system_resolver", Names(good_test=[[PUBLIC]]))
     monkeypatch.setattr("httpcore.SyncBackend", lambda: network)
     assert load_image("https://good.test/a.png", LIMITS).size == (32, 24)
     assert network.connected == [(PUBLIC, 443)]

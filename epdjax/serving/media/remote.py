@@ -27,6 +27,8 @@ def fetch(
     limits: ServingLimits,
     *,
     deadline: float | None = None,
+    max_bytes: int | None = None,
+    accept: str = "image/*",
     resolve: Resolver | None = None,
     network: httpcore.NetworkBackend | None = None,
 ) -> bytes:
@@ -36,6 +38,8 @@ def fetch(
         url: an http or https URL.
         limits: hosts, sizes and times.
         deadline: `time.monotonic()` at which to give up; None: `limits.media_timeout_s` from now.
+        max_bytes: most bytes of the file; None: `limits.max_image_bytes`.
+        accept: media types to ask for.
         resolve: addresses of a host name; None: the system's resolver.
         network: what opens connections; None: sockets.
 
@@ -43,20 +47,21 @@ def fetch(
         MediaError: refused, not there, too large or too slow. The text names no address.
     """
     deadline = time.monotonic() + limits.media_timeout_s if deadline is None else deadline
+    max_bytes = limits.max_image_bytes if max_bytes is None else max_bytes
     backend = GuardedBackend(resolve or system_resolver, network or httpcore.SyncBackend(), deadline)
     with httpcore.ConnectionPool(network_backend=backend, retries=0) as pool:
         for _ in range(limits.max_redirects + 1):
             target = check_url(url, limits)
             try:
-                body, location = _get(pool, target, limits, deadline)
+                body, location = _get(pool, target, accept, max_bytes, deadline)
             except httpcore.TimeoutException:
                 raise _too_slow() from None
             except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError):
-                raise MediaError("the picture's URL could not be fetched; check it, or send a data: URL") from None
+                raise MediaError("the URL could not be fetched; check it, or send a data: URL") from None
             if location is None:
                 return body
             url = urljoin(url, location)
-    raise MediaError(f"the picture's URL redirects more than {limits.max_redirects} times; give its final address")
+    raise MediaError(f"the URL redirects more than {limits.max_redirects} times; give its final address")
 
 
 def check_url(url: str, limits: ServingLimits) -> httpcore.URL:
@@ -66,18 +71,18 @@ def check_url(url: str, limits: ServingLimits) -> httpcore.URL:
         MediaError: not plain http(s), or a host that is not allowed.
     """
     if not url.isascii() or any(c in '\\"<>^`{|}' or c <= " " or c == "\x7f" for c in url):
-        raise MediaError("the picture's URL has characters that do not belong in one; percent-encode them")
+        raise MediaError("the URL has characters that do not belong in one; percent-encode them")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise MediaError("the picture's URL is malformed") from None
+        raise MediaError("the URL is malformed") from None
     if parts.scheme not in ("http", "https"):
-        raise MediaError("pictures are fetched by http and https only")
+        raise MediaError("media are fetched by http and https only")
     if not host or "@" in parts.netloc or "%" in host:
-        raise MediaError("the picture's URL needs a plain host name, without user name or password")
+        raise MediaError("the URL needs a plain host name, without user name or password")
     if limits.allowed_media_hosts and not any(_matches(host, allowed) for allowed in limits.allowed_media_hosts):
-        raise MediaError("pictures may not be fetched from this host; use an allowed host, or send a data: URL")
+        raise MediaError("media may not be fetched from this host; use an allowed host, or send a data: URL")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return httpcore.URL(scheme=parts.scheme.encode(), host=host.encode(), port=port, target=target.encode())
 
@@ -163,12 +168,12 @@ class _DeadlineStream(httpcore.NetworkStream):
 
 
 def _get(
-    pool: httpcore.ConnectionPool, target: httpcore.URL, limits: ServingLimits, deadline: float
+    pool: httpcore.ConnectionPool, target: httpcore.URL, accept: str, max_bytes: int, deadline: float
 ) -> tuple[bytes, str | None]:
     """One GET: the body, or where it redirects to."""
     # identity: a compressed body could be small on the wire and huge here.
     headers: dict[bytes | str, bytes | str] = {
-        "accept": "image/*",
+        "accept": accept,
         "accept-encoding": "identity",
         "user-agent": "epdjax",
     }
@@ -177,16 +182,14 @@ def _get(
         if response.status in REDIRECTS and b"location" in fields:
             return b"", fields[b"location"].decode("latin-1")
         if response.status != 200:
-            raise MediaError(f"the picture's URL answers with status {response.status}; check it, or send a data: URL")
+            raise MediaError(f"the URL answers with status {response.status}; check it, or send a data: URL")
         if fields.get(b"content-encoding", b"identity") != b"identity":
-            raise MediaError("the picture's URL answers with a compressed body; serve the file as it is")
+            raise MediaError("the URL answers with a compressed body; serve the file as it is")
         body = bytearray()
         for chunk in response.iter_stream():
             body += chunk
-            if len(body) > limits.max_image_bytes:
-                raise MediaError(
-                    f"the picture's file is larger than {limits.max_image_bytes} bytes; send a smaller one"
-                )
+            if len(body) > max_bytes:
+                raise MediaError(f"the file is larger than {max_bytes} bytes; send a smaller one")
             if time.monotonic() > deadline:
                 raise _too_slow()
         return bytes(body), None
@@ -204,4 +207,4 @@ def _left(deadline: float) -> float:
 
 
 def _too_slow() -> MediaError:
-    return MediaError("the picture's URL took too long to fetch; try again, or send a data: URL")
+    return MediaError("the URL took too long to fetch; try again, or send a data: URL")

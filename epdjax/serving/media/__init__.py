@@ -1,0 +1,1 @@
+"""Media of a request: found, bounded, decoded."""

@@ -1,0 +1,134 @@
+"""Pictures: decoded behind bounds, and brought to plain RGB.
+
+The EXIF orientation is applied, transparency put on white, 16 bits brought to 8, the first frame of an animation taken.
+Nothing is resized.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from epdjax.serving.errors import MediaError, RequestError
+from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.sources import PICTURE, read
+
+FORMATS = "PNG, JPEG, WebP, GIF or BMP"
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(
+    source: str | bytes | Image.Image, limits: ServingLimits, *, deadline: float | None = None
+) -> Image.Image:
+    """Makes an RGB picture of what a request gives for one.
+
+    Args:
+        source: a `data:` URL; an http(s) URL, if remote media are allowed; a `file:` URL or a path, if it lies below
+            the allowed folder (relative paths start there); the bytes of an encoded picture; or a picture.
+        limits: what is allowed.
+        deadline: `time.monotonic()` at which to give up a download.
+
+    Raises:
+        MediaError: says what to change, and never shows addresses or paths of the server.
+    """
+    if isinstance(source, Image.Image):
+        picture = source
+        _check_size(picture.width, picture.height, limits)
+        return _guarded(lambda: _to_rgb(picture))
+    return _decode(read(source, PICTURE, limits, deadline), limits)
+
+
+def _plugin(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
+    # By content, not by name; and one plugin rather than `Image.open`, which tries several and holds pictures to a
+    # process-wide pixel limit of its own, with warnings.
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImagePlugin.GifImageFile
+    if data.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile
+    return None
+
+
+def _decode(data: bytes, limits: ServingLimits) -> Image.Image:
+    plugin = _plugin(data)
+    if plugin is None:
+        raise MediaError(f"the data is not a picture in a known format; send {FORMATS}")
+
+    def decode() -> Image.Image:
+        with plugin(io.BytesIO(data)) as picture:
+            # From the header alone: a bomb is refused before a pixel of it exists.
+            _check_size(picture.width, picture.height, limits)
+            picture.load()
+            return _to_rgb(picture)
+
+    return _guarded(decode)
+
+
+def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:
+    try:
+        return decode()
+    except RequestError:
+        raise
+    except Exception:
+        # Decoders raise nearly anything on broken data, and their texts show addresses of objects.
+        raise MediaError(f"the picture is damaged or incomplete; send the whole file, as {FORMATS}") from None
+
+
+def _check_size(width: int, height: int, limits: ServingLimits) -> None:
+    if width * height > limits.max_image_pixels:
+        raise MediaError(
+            f"the picture is {width}x{height}; at most {limits.max_image_pixels} pixels are allowed: send a smaller one"
+        )
+    if min(width, height) < limits.min_image_side:
+        raise MediaError(
+            f"the picture is {width}x{height}; each side must have at least {limits.min_image_side} pixels: "
+            "send a larger one"
+        )
+    if max(width, height) > limits.max_image_aspect_ratio * min(width, height):
+        raise MediaError(
+            f"the picture is {width}x{height}; the longer side may be at most {limits.max_image_aspect_ratio:g} times "
+            "the shorter: crop it"
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    turn = _orientation(picture)
+    if type(picture) is Image.Image and picture.mode == "RGB" and "transparency" not in picture.info and turn is None:
+        return picture
+    if picture.mode.startswith("I"):
+        # PIL would clip 16-bit gray at 255 instead of scaling it.
+        gray = np.clip(np.asarray(picture), 0, 0xFFFF) >> 8
+        picture = Image.fromarray(gray.astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        picture = Image.new("RGB", rgba.size, (255, 255, 255))
+        picture.paste(rgba, mask=rgba.getchannel("A"))
+    else:
+        picture = picture.convert("RGB")
+    if turn is not None:
+        picture = picture.transpose(turn)
+    picture.info.clear()
+    return picture
+
+
+def _orientation(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(picture.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:
+        # Broken metadata are no reason to refuse a whole picture: viewers ignore them too.
+        return None
