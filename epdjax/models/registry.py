@@ -28,6 +28,9 @@ from epdjax.models.processing.internvl_chat import InternVLChatProcessor
 from epdjax.models.processing.llava import LlavaProcessor
 from epdjax.models.processing.llava_onevision import LlavaOnevisionProcessor
 from epdjax.models.processing.minicpmv import MiniCPMVProcessor
+from epdjax.models.processing.qwen_vl import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from epdjax.models.qwen_vl import QwenVLConfig, QwenVLEncoder
+from epdjax.models.qwen_vl_keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_KEYS, LLAVA_ONEVISION_KEYS
 
@@ -147,6 +150,25 @@ FAMILIES: dict[str, Family] = {
             encoder=MiniCPMVEncoder,
             key_map=MINICPMV_KEYS,
             processor=MiniCPMVProcessor,
+            model_type="qwen2_5_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_5_VL_KEYS,
+            processor=Qwen2_5VLProcessor,
+        ),
+        Family(
+            model_type="qwen2_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_VL_KEYS,
+            processor=Qwen2VLProcessor,
+        ),
+        Family(
+            model_type="qwen3_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN3_VL_KEYS,
+            processor=Qwen3VLProcessor,
         ),
     )
 }
