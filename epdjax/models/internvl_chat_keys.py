@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from epdjax.models.decoder_keys import decoder_rules
-from epdjax.models.internvl_keys import PATCH_CONV
 from epdjax.models.keymap import (
     TRANSPOSED,
     Extra,
@@ -20,6 +19,7 @@ from epdjax.models.keymap import (
     linear_rules,
     norm_rules,
 )
+from epdjax.models.vit_keys import PATCH_CONV
 
 
 def _groups(x: np.ndarray, config: Any, piece: str) -> np.ndarray:

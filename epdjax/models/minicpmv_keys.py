@@ -1,8 +1,8 @@
 """Names of MiniCPM-V 2.6's tensors, as OpenBMB publishes them."""
 
 from epdjax.models.decoder_keys import decoder_rules
-from epdjax.models.internvl_keys import PATCH_CONV
 from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, fused_rows, linear_rules, norm_rules
+from epdjax.models.vit_keys import PATCH_CONV
 
 _VISION, _OURS = "vpm.encoder.layers.{}", "tower.layers.{}"
 _RESAMPLER = "resampler.attn"

@@ -10,19 +10,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
+from epdjax.models.gemma3 import Gemma3Config, Gemma3Encoder
 from epdjax.models.internvl import InternVLConfig, InternVLEncoder
 from epdjax.models.internvl_chat import InternVLChatConfig
 from epdjax.models.internvl_chat_keys import INTERNVL_CHAT_KEYS
 from epdjax.models.internvl_keys import INTERNVL_KEYS
 from epdjax.models.keymap import KeyMap
+from epdjax.models.llava import LlavaConfig, LlavaEncoder
+from epdjax.models.llava_onevision import LlavaOnevisionConfig, LlavaOnevisionEncoder
 from epdjax.models.lmm import LMM
 from epdjax.models.minicpmv import MiniCPMVConfig, MiniCPMVEncoder
 from epdjax.models.minicpmv_keys import MINICPMV_KEYS
 from epdjax.models.processing.base import Processor
+from epdjax.models.processing.gemma3 import Gemma3Processor
 from epdjax.models.processing.internvl import InternVLProcessor
 from epdjax.models.processing.internvl_chat import InternVLChatProcessor
+from epdjax.models.processing.llava import LlavaProcessor
+from epdjax.models.processing.llava_onevision import LlavaOnevisionProcessor
 from epdjax.models.processing.minicpmv import MiniCPMVProcessor
+from epdjax.models.processing.qwen_vl import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from epdjax.models.qwen_vl import QwenVLConfig, QwenVLEncoder
+from epdjax.models.qwen_vl_keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.text_config import TextConfig
+from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_KEYS, LLAVA_ONEVISION_KEYS
 
 
 class ModelConfig(Protocol):
@@ -100,6 +110,13 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Family(
+            model_type="gemma3",
+            read_config=Gemma3Config.from_hf,
+            encoder=Gemma3Encoder,
+            key_map=GEMMA3_KEYS,
+            processor=Gemma3Processor,
+        ),
+        Family(
             model_type="internvl",
             read_config=InternVLConfig.from_hf,
             encoder=InternVLEncoder,
@@ -114,11 +131,44 @@ FAMILIES: dict[str, Family] = {
             processor=InternVLChatProcessor,
         ),
         Family(
+            model_type="llava",
+            read_config=LlavaConfig.from_hf,
+            encoder=LlavaEncoder,
+            key_map=LLAVA_KEYS,
+            processor=LlavaProcessor,
+        ),
+        Family(
+            model_type="llava_onevision",
+            read_config=LlavaOnevisionConfig.from_hf,
+            encoder=LlavaOnevisionEncoder,
+            key_map=LLAVA_ONEVISION_KEYS,
+            processor=LlavaOnevisionProcessor,
+        ),
+        Family(
             model_type="minicpmv",
             read_config=MiniCPMVConfig.from_hf,
             encoder=MiniCPMVEncoder,
             key_map=MINICPMV_KEYS,
             processor=MiniCPMVProcessor,
+            model_type="qwen2_5_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_5_VL_KEYS,
+            processor=Qwen2_5VLProcessor,
+        ),
+        Family(
+            model_type="qwen2_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN2_VL_KEYS,
+            processor=Qwen2VLProcessor,
+        ),
+        Family(
+            model_type="qwen3_vl",
+            read_config=QwenVLConfig.from_hf,
+            encoder=QwenVLEncoder,
+            key_map=QWEN3_VL_KEYS,
+            processor=Qwen3VLProcessor,
         ),
     )
 }

@@ -1,0 +1,92 @@
+"""Qwen2-VL: tiny checkpoints, and transformers as their judge."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.models import qwen_vl_tiny
+from tests.models.families.reference import Reference
+from tests.models.qwen_vl_tiny import VOCAB_ROWS, conversations, special_ids, write_checkpoint
+
+__all__ = ["HUB_NAMES", "MODEL_TYPE", "VARIANTS", "conversations", "hub_config", "make", "reference"]
+
+MODEL_TYPE = "qwen2_vl"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tied": False, "vision_heads": 3, "kv_heads": 1, "own_video_settings": False, "seed": 1},
+}
+# transformers 5 to the published names
+HUB_NAMES = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
+
+
+def make(
+    folder: Path,
+    tied: bool = True,
+    vision_heads: int = 2,
+    kv_heads: int = 2,
+    own_video_settings: bool = True,
+    seed: int = 0,
+) -> None:
+    """A tiny checkpoint: patches of 4 pixels, so an MM token is 8 x 8."""
+    hf_config = {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "tie_word_embeddings": tied,
+        **special_ids(),
+        "text_config": {
+            "model_type": "qwen2_vl_text",
+            "vocab_size": VOCAB_ROWS,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": kv_heads,
+            "intermediate_size": 96,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "tie_word_embeddings": tied,
+        },
+        "vision_config": {
+            "model_type": "qwen2_vl_vision",
+            "depth": 3,
+            "embed_dim": 12 * vision_heads,
+            "num_heads": vision_heads,
+            "mlp_ratio": 2,
+            "hidden_act": "quick_gelu",
+            "hidden_size": 64,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+    image = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "size": {"shortest_edge": 4 * 64, "longest_edge": 24 * 64},
+    }
+    video = {key: image[key] for key in ("image_mean", "image_std")}
+    video["size"] = {"shortest_edge": 2 * 64, "longest_edge": 9 * 64}
+    write_checkpoint(folder, hf_config, image, video if own_video_settings else None, seed)
+
+
+def hub_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The published layout: the decoder's fields at the top."""
+    text = dict(config["text_config"])
+    rope = text.pop("rope_parameters")
+    vision = dict(config["vision_config"]) | {
+        "in_chans": 3,
+        "spatial_patch_size": config["vision_config"]["patch_size"],
+    }
+    return {
+        **{key: value for key, value in text.items() if key != "model_type"},
+        **{key: value for key, value in config.items() if key not in ("text_config", "vision_config")},
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "vision_config": vision | {"model_type": MODEL_TYPE},
+    }
+
+
+def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
+    """What transformers makes of the messages."""
+    from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+
+    return qwen_vl_tiny.reference(folder, messages, Qwen2VLProcessor)
