@@ -150,6 +150,8 @@ FAMILIES: dict[str, Family] = {
             encoder=MiniCPMVEncoder,
             key_map=MINICPMV_KEYS,
             processor=MiniCPMVProcessor,
+        ),
+        Family(
             model_type="qwen2_5_vl",
             read_config=QwenVLConfig.from_hf,
             encoder=QwenVLEncoder,
