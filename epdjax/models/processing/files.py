@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -17,18 +17,25 @@ def load_tokenizer(folder: Path) -> Any:
         ValueError: there is none, or it cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if _is_foreign(folder) and (folder / "tokenizer.json").is_file():
+            # Its class may be code of the checkpoint's own; what it does to text is in tokenizer.json all the same.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(_no_tokenizer(folder, error)) from error
-        # Its class is code of the checkpoint's own; what it does to text is in tokenizer.json all the same.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        raise ValueError(_no_tokenizer(folder, error)) from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer in {folder} has no tokenizer.json, which streaming needs")
     # A tokenizer that truncates or pads switches that off and on around calls, which threads would see.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether transformers does not have the model, and would say so at length."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") not in CONFIG_MAPPING
 
 
 def _no_tokenizer(folder: Path, error: Exception) -> str:
