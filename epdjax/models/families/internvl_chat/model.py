@@ -1,8 +1,8 @@
 """InternVL2 and 2.5 as their authors publish them (``model_type: internvl_chat``).
 
 The same encoder as `epdjax.models.families.internvl`, under other names and with the pieces of a checkpoint described
-in other words: tiling and conversation are in ``config.json``, the language model (InternLM2 or Qwen2) in its ``llm_config``.
-Reference: the ``InternVLChatModel`` of the InternVL repository.
+in other words: tiling and conversation are in ``config.json``, the language model (InternLM2 or Qwen2) in its
+``llm_config``. Reference: the ``InternVLChatModel`` of the InternVL repository.
 """
 
 import dataclasses
