@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
 BLOCK = 512  # queries scored at once by `blocked_attention`
+DENSE_LIMIT = 2048  # up to this many it scores all at once: blocks would pad the 1025 tokens of a tile to 1536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +68,16 @@ def dense_attention(
 def blocked_attention(
     q_btnh: jax.Array, k_bskh: jax.Array, v_bskh: jax.Array, valid_bs: jax.Array | None = None
 ) -> jax.Array:
-    """`dense_attention` of an encoder over long units, `BLOCK` queries at a time: no ``[heads, t, s]`` matrix exists.
+    """`dense_attention` of an encoder over units of any length: of long ones `BLOCK` queries at a time.
+
+    No ``[heads, t, s]`` matrix exists then.
 
     Args:
         valid_bs: bool, the keys that are not padding; None: all.
     """
     b, t, n, h = q_btnh.shape
     mask_b1s = None if valid_bs is None else valid_bs[:, None]
-    if t <= 2 * BLOCK:
+    if t <= DENSE_LIMIT:
         return dense_attention(q_btnh, k_bskh, v_bskh, mask_b1s)
     blocks = -(-t // BLOCK)
     padded = jnp.pad(q_btnh, ((0, 0), (0, blocks * BLOCK - t), (0, 0), (0, 0)))

@@ -118,7 +118,7 @@ def check(family: Family, config: Any, tensors: Tensors) -> None:
     for part in family.parts:
         module = abstract_part(family, config, part, jnp.float32)
         for path, variable in _parameters(module).items():
-            name, transform = family.key_map.source(part, _dotted(path))
+            name, transform = family.key_map.source(part, _dotted(path), config)
             expected[name] = transform.hf_shape(variable.shape, config)
     held = tensors.shapes
     problems = {
@@ -172,7 +172,7 @@ def load_part(
     states: list[dict[tuple, nnx.Variable]] = [{} for _ in placements]
     wanted: dict[str, list[tuple[tuple, nnx.Variable, Transform]]] = {}
     for path, variable in _parameters(abstract_part(family, config, part, dtype)).items():
-        name, transform = family.key_map.source(part, _dotted(path))
+        name, transform = family.key_map.source(part, _dotted(path), config)
         wanted.setdefault(name, []).append((path, variable, transform))
     for name, pieces in wanted.items():
         raw = tensors.read(name)
@@ -248,7 +248,7 @@ def export_hf(
                 problems["parameters of another shape"].append(
                     f"{part}.{_dotted(path)}: {held[path].shape}, config: {wanted[path].shape}"
                 )
-            name, transform = family.key_map.source(part, _dotted(path))
+            name, transform = family.key_map.source(part, _dotted(path), config)
             pieces.setdefault(name, []).append((held[path], transform))
             shapes[name] = transform.hf_shape(wanted[path].shape, config)
     if any(problems.values()):

@@ -69,12 +69,17 @@ def fused_rows(index: int, count: int) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class KeyRule:
-    """One checkpoint name (``{}`` for the layer), the part and path it fills, and how it is laid out."""
+    """One checkpoint name (``{}`` for the layer), the part and path it fills, and how it is laid out.
+
+    Attributes:
+        when: whether the rule holds under a model config, for families whose checkpoints name a part in several ways.
+    """
 
     hf: str
     part: str
     path: str
     transform: Transform = SAME
+    when: Callable[[Any], bool] = lambda config: True
 
 
 def linear_rules(hf: str, part: str, path: str) -> tuple[KeyRule, ...]:
@@ -121,7 +126,8 @@ class KeyMap:
     """All rules of a family.
 
     Attributes:
-        rules: one per kind of parameter; each part and path at most once, a checkpoint name as often as it is shared.
+        rules: one per kind of parameter; under any config each part and path at most once, a checkpoint name as often
+            as it is shared.
         aliases: (prefix, canonical prefix) pairs for layouts that name the same tensors differently; first match wins.
         extras: known tensors to leave alone.
     """
@@ -131,8 +137,9 @@ class KeyMap:
     extras: tuple[Extra, ...] = ()
 
     def __post_init__(self) -> None:
-        by_path = {(rule.part, rule.path): rule for rule in self.rules}
-        assert len(by_path) == len(self.rules), "a path has two rules"
+        by_path: dict[tuple[str, str], list[KeyRule]] = {}
+        for rule in self.rules:
+            by_path.setdefault((rule.part, rule.path), []).append(rule)
         object.__setattr__(self, "_by_path", by_path)
 
     def canonical(self, name: str) -> str:
@@ -142,15 +149,18 @@ class KeyMap:
                 return canonical + name.removeprefix(prefix)
         return name
 
-    def source(self, part: str, path: str) -> tuple[str, Transform]:
-        """Canonical checkpoint name and layout of the parameter at `path` of `part`.
+    def source(self, part: str, path: str, config: Any) -> tuple[str, Transform]:
+        """Canonical checkpoint name and layout of the parameter at `path` of `part` under `config`.
 
         Raises:
             KeyError: no rule; a parameter was added to a module and not to its table.
         """
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", path)
-        rule: KeyRule = self._by_path[part, re.sub(r"(?<=\.)\d+(?=\.)", "{}", path)]  # type: ignore[attr-defined]
-        return rule.hf.format(*numbers), rule.transform
+        rules = self._by_path[part, re.sub(r"(?<=\.)\d+(?=\.)", "{}", path)]  # type: ignore[attr-defined]
+        holding = [rule for rule in rules if rule.when(config)]
+        if len(holding) != 1:
+            raise KeyError(f"{len(holding)} rules for {part}.{path}")
+        return holding[0].hf.format(*numbers), holding[0].transform
 
     def extra(self, name: str, config: Any) -> Extra | None:
         """The rule that lets canonical `name` be left alone under `config`, if there is one."""

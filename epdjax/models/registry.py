@@ -10,15 +10,30 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
-from epdjax.models.internvl import InternVLConfig, InternVLEncoder
-from epdjax.models.internvl_keys import INTERNVL_KEYS
+from epdjax.models.families.gemma3.keys import GEMMA3_KEYS
+from epdjax.models.families.gemma3.model import Gemma3Config, Gemma3Encoder
+from epdjax.models.families.gemma3.processor import Gemma3Processor
+from epdjax.models.families.internvl.keys import INTERNVL_KEYS
+from epdjax.models.families.internvl.model import InternVLConfig, InternVLEncoder
+from epdjax.models.families.internvl.processor import InternVLProcessor
+from epdjax.models.families.internvl_chat.keys import INTERNVL_CHAT_KEYS
+from epdjax.models.families.internvl_chat.model import InternVLChatConfig
+from epdjax.models.families.internvl_chat.processor import InternVLChatProcessor
+from epdjax.models.families.llava.keys import LLAVA_KEYS
+from epdjax.models.families.llava.model import LlavaConfig, LlavaEncoder
+from epdjax.models.families.llava.processor import LlavaProcessor
+from epdjax.models.families.llava_onevision.keys import LLAVA_ONEVISION_KEYS
+from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig, LlavaOnevisionEncoder
+from epdjax.models.families.llava_onevision.processor import LlavaOnevisionProcessor
+from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
+from epdjax.models.families.minicpmv.model import MiniCPMVConfig, MiniCPMVEncoder
+from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
+from epdjax.models.families.qwen_vl.keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
+from epdjax.models.families.qwen_vl.model import QwenVLConfig, QwenVLEncoder
+from epdjax.models.families.qwen_vl.processor import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.internvl import InternVLProcessor
-from epdjax.models.processing.qwen_vl import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
-from epdjax.models.qwen_vl import QwenVLConfig, QwenVLEncoder
-from epdjax.models.qwen_vl_keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.text_config import TextConfig
 
 
@@ -97,11 +112,46 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Family(
+            model_type="gemma3",
+            read_config=Gemma3Config.from_hf,
+            encoder=Gemma3Encoder,
+            key_map=GEMMA3_KEYS,
+            processor=Gemma3Processor,
+        ),
+        Family(
             model_type="internvl",
             read_config=InternVLConfig.from_hf,
             encoder=InternVLEncoder,
             key_map=INTERNVL_KEYS,
             processor=InternVLProcessor,
+        ),
+        Family(
+            model_type="internvl_chat",
+            read_config=InternVLChatConfig.from_hf,
+            encoder=InternVLEncoder,
+            key_map=INTERNVL_CHAT_KEYS,
+            processor=InternVLChatProcessor,
+        ),
+        Family(
+            model_type="llava",
+            read_config=LlavaConfig.from_hf,
+            encoder=LlavaEncoder,
+            key_map=LLAVA_KEYS,
+            processor=LlavaProcessor,
+        ),
+        Family(
+            model_type="llava_onevision",
+            read_config=LlavaOnevisionConfig.from_hf,
+            encoder=LlavaOnevisionEncoder,
+            key_map=LLAVA_ONEVISION_KEYS,
+            processor=LlavaOnevisionProcessor,
+        ),
+        Family(
+            model_type="minicpmv",
+            read_config=MiniCPMVConfig.from_hf,
+            encoder=MiniCPMVEncoder,
+            key_map=MINICPMV_KEYS,
+            processor=MiniCPMVProcessor,
         ),
         Family(
             model_type="qwen2_5_vl",

@@ -120,14 +120,12 @@ GEMMA3_DEFAULTS: dict[str, Any] = {
 def _gemma3(config: Mapping[str, Any]) -> dict[str, Any]:
     """The switches that Gemma 3 alone sets."""
     ropes = config.get("rope_parameters") or {}
-    if "full_attention" in ropes:
-        rope = Rope.from_hf({}, ropes["full_attention"])
-        local = Rope.from_hf({}, ropes["sliding_attention"])
-    else:
-        rope, local = Rope.from_hf(config), Rope(float(config["rope_local_base_freq"]))
+    if "full_attention" not in ropes and "sliding_attention" not in ropes:
+        ropes = {"full_attention": config.get("rope_scaling")}
+    wide, near = (ropes.get(name) or {} for name in ("full_attention", "sliding_attention"))
     return {
-        "rope": rope,
-        "local_rope": local,
+        "rope": Rope.from_hf({}, {"rope_theta": config["rope_theta"]} | dict(wide)),
+        "local_rope": Rope.from_hf({}, {"rope_theta": config["rope_local_base_freq"]} | dict(near)),
         "hidden_act": config["hidden_activation"],
         "norm_offset": True,
         "sandwich_norms": True,

@@ -237,7 +237,7 @@ def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava"}, "'llava' is not supported; supported: internvl"),
+        ({"model_type": "fuyu"}, "'fuyu' is not supported; supported: .*internvl"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised .awq."),
         ({"vision_feature_layer": [1, 2]}, "vision_feature_layer"),
     ],

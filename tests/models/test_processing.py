@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from epdjax.models import config_of
+from epdjax.models.families.internvl.processor import InternVLProcessor
 from epdjax.models.layers import normalise
-from epdjax.models.media import MediaItem
-from epdjax.models.processing.internvl import InternVLProcessor
+from epdjax.models.media import MediaItem, Video
 from tests.models.tiny import CHAT_TEMPLATE, make_tiny_checkpoint, write_processor_files
 
 
@@ -133,15 +133,34 @@ def test_plain_prompts(processor: InternVLProcessor) -> None:
             processor.encode(text, items)
 
 
+def test_video(processor: InternVLProcessor) -> None:
+    frames = np.random.default_rng(4).integers(0, 256, (2, 30, 90, 3), np.uint8)
+    video = Video(frames, np.arange(2) / 2, 2.0)
+    item = processor.prepare_video(video)
+    for unit, frame in zip(item.units, frames, strict=True):
+        np.testing.assert_array_equal(unit.inputs["pixels"], Image.fromarray(frame).resize((28, 28), 3))
+    prompt = processor.encode("A <IMG_CONTEXT> and <video>.", [processor.prepare_image(picture(28, 28)), item])
+    tile = f"<img>{'<IMG_CONTEXT>' * 4}</img>"
+    assert processor.tokenizer.decode(prompt.token_ids) == f"A {tile} and Frame1: {tile}\nFrame2: {tile}."
+    with pytest.raises(ValueError, match="without frames"):
+        processor.prepare_video(Video(frames[:0], np.zeros(0), 2.0))
+
+
+def test_frames_of_a_video(processor: InternVLProcessor) -> None:
+    assert processor.sample_frames(100, 30.0).tolist() == [6, 18, 31, 43, 56, 68, 81, 93]
+    assert processor.sample_frames(9, 30.0).tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert processor.sample_frames(3, 30.0).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
         (message("<IMG_CONTEXT>"), "text may not contain"),
         (message(picture(3, 3), "see <IMG_CONTEXT>"), "text may not contain"),
         ([{"role": "user", "content": "<IMG_CONTEXT>"}], "text may not contain"),
-        (message("<IMG_", "CONTEXT>"), "1 '<IMG_CONTEXT>' placeholders for 0 pictures"),
+        (message("<IMG_", "CONTEXT>"), "1 '<IMG_CONTEXT>', '<video>' placeholders for 0 pictures"),
         ([{"role": "user", "content": [{"type": "image"}]}], "placeholders for 0 pictures"),
-        ([{"role": "user", "content": [{"type": "video"}]}], "no video input"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "no audio input"),
         ([{"role": "user", "content": [{"type": "text"}]}], "string under 'text'"),
         ([{"role": "user", "content": 3}], "string or a list"),
         ([{"content": "no role"}], "role"),

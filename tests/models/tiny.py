@@ -162,7 +162,9 @@ def tiny_model(
         if leaf == "kernel":
             value = noise * (1.5 / shape[0] ** 0.5)
         elif leaf == "embedding":
-            value = noise * 0.3  # small beside what the layers add, or a tied model just repeats its input
+            value = (
+                noise * 0.3 / config.text.embed_scale
+            )  # small beside what the layers add, or a tied model just repeats its input
         elif leaf == "scale" and path[-2] == "norm" and len(path) == 3:
             value = 3 - offset + noise * 0.3  # the decoder's last norm: spreads the logits
         elif leaf in ("scale", "scale1", "scale2"):

@@ -5,25 +5,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a folder, safe to call from several threads.
 
+    Code that comes with a checkpoint is never run.
+
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"cannot load a tokenizer from {folder}: {error}") from error
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(_no_tokenizer(folder, error)) from error
+        # Its class is code of the checkpoint's own; what it does to text is in tokenizer.json all the same.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer in {folder} has no tokenizer.json, which streaming needs")
     # A tokenizer that truncates or pads switches that off and on around calls, which threads would see.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _no_tokenizer(folder: Path, error: Exception) -> str:
+    if (folder / "tokenizer.model").is_file():
+        return (
+            f"{folder} has a SentencePiece tokenizer.model and no tokenizer.json: load it once with the code that came "
+            "with it and use_fast=True, and put the tokenizer.json that its save_pretrained writes next to it"
+        )
+    return f"cannot load a tokenizer from {folder}: {error}"
 
 
 def special_token(tokenizer: Any, name: str, default: str) -> str:

@@ -1,30 +1,8 @@
 """Names of InternVL's tensors, as ``InternVLForConditionalGeneration.save_pretrained`` writes them."""
 
-from typing import Any
-
-import numpy as np
-
 from epdjax.models.decoder_keys import decoder_rules
-from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat, leading_ones, linear_rules, norm_rules
-
-
-def _conv_shape(shape: Shape, config: Any) -> Shape:
-    vision = config.vision
-    return (shape[1], vision.num_channels, vision.patch_size, vision.patch_size)
-
-
-def _load_conv(x_dcpp: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
-    return x_dcpp.transpose(2, 3, 1, 0).reshape(shape)
-
-
-def _save_conv(x: np.ndarray, out: np.ndarray, config: Any) -> None:
-    d, channels, rows, cols = out.shape
-    out[...] = x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
-
-
-# torch's Conv2d weight [d, channels, rows, cols] is the matrix that the vision tower applies to patches flattened as
-# (rows, cols, channels).
-PATCH_CONV = Transform(_conv_shape, _load_conv, _save_conv)
+from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, leading_ones, linear_rules, norm_rules
+from epdjax.models.vit_keys import PATCH_CONV
 
 _VISION = "vision_tower.encoder.layer.{}"
 _OURS = "tower.layers.{}"

@@ -1,7 +1,7 @@
 """InternVL, as transformers writes it (``model_type: internvl``): InternViT, pixel shuffle, projector, Qwen2 or Qwen3.
 
-Pictures become tiles of one size (and a thumbnail); a tile is an encode unit and always makes the same number of MM
-tokens. References: HF ``InternVLModel``, ``InternVLMultiModalProjector``.
+Pictures become tiles of one size (and a thumbnail), the frames of a video one tile each; a tile is an encode unit and
+always makes the same number of MM tokens. References: HF ``InternVLModel``, ``InternVLMultiModalProjector``.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class InternVLConfig:
     image_token_id: int
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
-    modalities: tuple[str, ...] = ("image",)
+    modalities: tuple[str, ...] = ("image", "video")
     mm_levels: int = 0
     mm_taps: int = 1
     mm_bidirectional: bool = False
