@@ -1,7 +1,7 @@
 """Write the table of families in docs/models.md from the reports of the tests that covered them.
 
-``python -m tests.models.support_matrix build/parity.xml build/slow.xml``, after ``make parity slow``. Only what passed is
-in the table.
+``python -m tests.models.support_matrix build/parity.xml build/slow.xml``, after ``make parity slow``. Only what passed
+is in the table.
 """
 
 import sys
