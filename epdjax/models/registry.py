@@ -28,6 +28,9 @@ from epdjax.models.families.llava_onevision.processor import LlavaOnevisionProce
 from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
 from epdjax.models.families.minicpmv.model import MiniCPMVConfig, MiniCPMVEncoder
 from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
+from epdjax.models.families.qwen2_audio.keys import QWEN2_AUDIO_KEYS
+from epdjax.models.families.qwen2_audio.model import Qwen2AudioConfig, Qwen2AudioEncoder
+from epdjax.models.families.qwen2_audio.processor import Qwen2AudioProcessor
 from epdjax.models.families.qwen_vl.keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.families.qwen_vl.model import QwenVLConfig, QwenVLEncoder
 from epdjax.models.families.qwen_vl.processor import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
@@ -159,6 +162,13 @@ FAMILIES: dict[str, Family] = {
             encoder=QwenVLEncoder,
             key_map=QWEN2_5_VL_KEYS,
             processor=Qwen2_5VLProcessor,
+        ),
+        Family(
+            model_type="qwen2_audio",
+            read_config=Qwen2AudioConfig.from_hf,
+            encoder=Qwen2AudioEncoder,
+            key_map=QWEN2_AUDIO_KEYS,
+            processor=Qwen2AudioProcessor,
         ),
         Family(
             model_type="qwen2_vl",
