@@ -34,6 +34,9 @@ from epdjax.models.families.qwen2_audio.processor import Qwen2AudioProcessor
 from epdjax.models.families.qwen_vl.keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.families.qwen_vl.model import QwenVLConfig, QwenVLEncoder
 from epdjax.models.families.qwen_vl.processor import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from epdjax.models.families.ultravox.keys import ULTRAVOX_KEYS
+from epdjax.models.families.ultravox.model import UltravoxConfig, UltravoxEncoder
+from epdjax.models.families.ultravox.processor import UltravoxProcessor
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
@@ -183,6 +186,13 @@ FAMILIES: dict[str, Family] = {
             encoder=QwenVLEncoder,
             key_map=QWEN3_VL_KEYS,
             processor=Qwen3VLProcessor,
+        ),
+        Family(
+            model_type="ultravox",
+            read_config=UltravoxConfig.from_hf,
+            encoder=UltravoxEncoder,
+            key_map=ULTRAVOX_KEYS,
+            processor=UltravoxProcessor,
         ),
     )
 }
