@@ -78,7 +78,7 @@ class Qwen2AudioProcessor(Processor):
         """The log-mel frames of a clip; what is behind the encoder's window (30 s) is cut off, as in transformers.
 
         Raises:
-            ValueError: see `LogMel.checked`; under 21 ms a clip makes no MM token.
+            ValueError: see `LogMel.checked`; up to 20 ms make no MM token.
         """
         hop, window = self.mel.hop, self.config.audio.window
         samples = self.mel.checked(audio, 2 * hop + 1)[: window * hop]
