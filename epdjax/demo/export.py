@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from epdjax.demo.recipe import IMAGE_SIZE, MAX_TILES, TOKENS_PER_TILE
 from epdjax.models.checkpoint import export_hf
-from epdjax.models.internvl import IMAGENET_MEAN, IMAGENET_STD
+from epdjax.models.families.internvl.model import IMAGENET_MEAN, IMAGENET_STD
 
 BICUBIC = 3
 

@@ -20,7 +20,7 @@ from epdjax.demo.data import CELL_FEATURES, COUNT_FEATURES, WITHOUT_PICTURE, Bat
 from epdjax.demo.scenes import MAX_THINGS
 from epdjax.models.attention import FULL, MASKED, AttentionKind, dense_attention
 from epdjax.models.decoder import LanguageModel
-from epdjax.models.internvl import InternVLConfig, InternVLEncoder
+from epdjax.models.families.internvl.model import InternVLConfig, InternVLEncoder
 from epdjax.models.lmm import LMM
 from epdjax.models.rope import rotary
 

@@ -28,7 +28,7 @@ from epdjax.demo.objective import Arrays, Objective, Params, right_answers
 from epdjax.demo.questions import KINDS
 from epdjax.demo.recipe import TrainConfig, hf_config
 from epdjax.demo.tokenizer import IMAGE, load_tokenizer, train_tokenizer
-from epdjax.models.internvl import InternVLConfig
+from epdjax.models.families.internvl.model import InternVLConfig
 from epdjax.models.lmm import LMM
 
 Loss = Callable[[Params, Arrays], tuple[jax.Array, dict[str, jax.Array]]]

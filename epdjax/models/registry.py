@@ -10,29 +10,31 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.decoder import LanguageModel
-from epdjax.models.gemma3 import Gemma3Config, Gemma3Encoder
-from epdjax.models.internvl import InternVLConfig, InternVLEncoder
-from epdjax.models.internvl_chat import InternVLChatConfig
-from epdjax.models.internvl_chat_keys import INTERNVL_CHAT_KEYS
-from epdjax.models.internvl_keys import INTERNVL_KEYS
+from epdjax.models.families.gemma3.keys import GEMMA3_KEYS
+from epdjax.models.families.gemma3.model import Gemma3Config, Gemma3Encoder
+from epdjax.models.families.gemma3.processor import Gemma3Processor
+from epdjax.models.families.internvl.keys import INTERNVL_KEYS
+from epdjax.models.families.internvl.model import InternVLConfig, InternVLEncoder
+from epdjax.models.families.internvl.processor import InternVLProcessor
+from epdjax.models.families.internvl_chat.keys import INTERNVL_CHAT_KEYS
+from epdjax.models.families.internvl_chat.model import InternVLChatConfig
+from epdjax.models.families.internvl_chat.processor import InternVLChatProcessor
+from epdjax.models.families.llava.keys import LLAVA_KEYS
+from epdjax.models.families.llava.model import LlavaConfig, LlavaEncoder
+from epdjax.models.families.llava.processor import LlavaProcessor
+from epdjax.models.families.llava_onevision.keys import LLAVA_ONEVISION_KEYS
+from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig, LlavaOnevisionEncoder
+from epdjax.models.families.llava_onevision.processor import LlavaOnevisionProcessor
+from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
+from epdjax.models.families.minicpmv.model import MiniCPMVConfig, MiniCPMVEncoder
+from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
+from epdjax.models.families.qwen_vl.keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
+from epdjax.models.families.qwen_vl.model import QwenVLConfig, QwenVLEncoder
+from epdjax.models.families.qwen_vl.processor import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 from epdjax.models.keymap import KeyMap
-from epdjax.models.llava import LlavaConfig, LlavaEncoder
-from epdjax.models.llava_onevision import LlavaOnevisionConfig, LlavaOnevisionEncoder
 from epdjax.models.lmm import LMM
-from epdjax.models.minicpmv import MiniCPMVConfig, MiniCPMVEncoder
-from epdjax.models.minicpmv_keys import MINICPMV_KEYS
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.gemma3 import Gemma3Processor
-from epdjax.models.processing.internvl import InternVLProcessor
-from epdjax.models.processing.internvl_chat import InternVLChatProcessor
-from epdjax.models.processing.llava import LlavaProcessor
-from epdjax.models.processing.llava_onevision import LlavaOnevisionProcessor
-from epdjax.models.processing.minicpmv import MiniCPMVProcessor
-from epdjax.models.processing.qwen_vl import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
-from epdjax.models.qwen_vl import QwenVLConfig, QwenVLEncoder
-from epdjax.models.qwen_vl_keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.text_config import TextConfig
-from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_KEYS, LLAVA_ONEVISION_KEYS
 
 
 class ModelConfig(Protocol):

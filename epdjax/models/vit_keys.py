@@ -47,7 +47,7 @@ TOWER = flat(
 )
 
 
-def _keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
+def tower_keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
     """The map of a model with a CLIP or SigLIP tower.
 
     Args:
@@ -83,15 +83,7 @@ def _keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
     )
 
 
-_PROJECTOR = flat(
+LLAVA_PROJECTOR = flat(
     linear_rules("multi_modal_projector.linear_1", "encoder", "projector.linear_1"),
     linear_rules("multi_modal_projector.linear_2", "encoder", "projector.linear_2"),
-)
-
-LLAVA_KEYS = _keys(*_PROJECTOR)
-LLAVA_ONEVISION_KEYS = _keys(*_PROJECTOR, KeyRule("image_newline", "encoder", "newline"))
-GEMMA3_KEYS = _keys(
-    KeyRule("multi_modal_projector.mm_input_projection_weight", "encoder", "projector.kernel"),
-    KeyRule("multi_modal_projector.mm_soft_emb_norm.weight", "encoder", "projector.norm.scale"),
-    sandwich=True,
 )

@@ -18,13 +18,14 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor as HFProcessor
 
 from epdjax.models import config_of, family_of, load_model
-from epdjax.models.gemma3 import Gemma3Config
-from epdjax.models.llava import LlavaConfig
-from epdjax.models.llava_onevision import LlavaOnevisionConfig
+from epdjax.models.families.gemma3.keys import GEMMA3_KEYS
+from epdjax.models.families.gemma3.model import Gemma3Config
+from epdjax.models.families.llava.model import LlavaConfig
+from epdjax.models.families.llava_onevision.keys import LLAVA_ONEVISION_KEYS
+from epdjax.models.families.llava_onevision.mix import frames_mix, tiles_mix
+from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig
 from epdjax.models.media import MediaContext
-from epdjax.models.processing.onevision_mix import frames_mix, tiles_mix
 from epdjax.models.vit import VisionConfig, VisionTower
-from epdjax.models.vit_keys import GEMMA3_KEYS, LLAVA_ONEVISION_KEYS
 from tests.models.families import gemma3, llava, llava_onevision
 from tests.models.judge import picture, user, video
 

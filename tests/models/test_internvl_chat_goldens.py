@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from epdjax.models import config_of, export_hf, family_of, load_model
-from epdjax.models.internvl_chat import CONVERSATIONS, InternVLChatConfig
+from epdjax.models.families.internvl_chat.model import CONVERSATIONS, InternVLChatConfig
+from epdjax.models.families.internvl_chat.processor import InternVLChatProcessor
 from epdjax.models.layers import normalise
 from epdjax.models.media import MediaItem, Prompt, Video
-from epdjax.models.processing.internvl_chat import InternVLChatProcessor
 from tests.models import dense
 from tests.models.families import internvl_chat as tiny
 from tests.models.serving_families import answers

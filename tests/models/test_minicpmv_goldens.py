@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from epdjax.models import config_of, export_hf, family_of, load_model
+from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
+from epdjax.models.families.minicpmv.model import MiniCPMVConfig, Resampler, cell_embedding
+from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
+from epdjax.models.families.minicpmv.slicing import cut, table_rows
 from epdjax.models.keymap import KeyMap
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
-from epdjax.models.minicpmv import MiniCPMVConfig, Resampler, cell_embedding
-from epdjax.models.minicpmv_keys import MINICPMV_KEYS
-from epdjax.models.processing.minicpmv import MiniCPMVProcessor
-from epdjax.models.processing.slicing import cut, table_rows
 from tests.models import dense
 from tests.models.families import minicpmv as tiny
 from tests.models.serving_families import answers

@@ -16,10 +16,10 @@ from flax import nnx
 from PIL import Image
 
 from epdjax.models import export_hf, family_of, load_model
+from epdjax.models.families.internvl.processor import InternVLProcessor
 from epdjax.models.layers import normalise
 from epdjax.models.lmm import LMM
 from epdjax.models.media import Prompt
-from epdjax.models.processing.internvl import InternVLProcessor
 from tests.models.dense import assert_close, greedy, logits, mm_tokens
 from tests.models.tiny import make_tiny_checkpoint, write_processor_files
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from epdjax.models import config_of
+from epdjax.models.families.internvl.processor import InternVLProcessor
 from epdjax.models.layers import normalise
 from epdjax.models.media import MediaItem, Video
-from epdjax.models.processing.internvl import InternVLProcessor
 from tests.models.tiny import CHAT_TEMPLATE, make_tiny_checkpoint, write_processor_files
 
 

@@ -12,11 +12,11 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from epdjax.models import config_of, family_of
+from epdjax.models.families.qwen_vl.model import QwenVLConfig
+from epdjax.models.families.qwen_vl.patches import position_taps, window_slots
+from epdjax.models.families.qwen_vl.processor import Qwen2VLProcessor
+from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
 from epdjax.models.media import EncodeUnit, Video
-from epdjax.models.processing.qwen_patches import position_taps, window_slots
-from epdjax.models.processing.qwen_video import ClipSettings, VideoSettings, group_seconds, sampled_fps
-from epdjax.models.processing.qwen_vl import Qwen2VLProcessor
-from epdjax.models.qwen_vl import QwenVLConfig
 from epdjax.models.registry import family_for, read_hf_config
 from tests.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from tests.models.qwen_vl_tiny import clip, picture

@@ -10,7 +10,7 @@ from flax import nnx
 from epdjax.mesh.devices import InstanceMesh
 from epdjax.mesh.sharding import Submesh
 from epdjax.mesh.targets import target_devices
-from epdjax.models.internvl import InternVLConfig
+from epdjax.models.families.internvl.model import InternVLConfig
 from epdjax.models.registry import FAMILIES, abstract_part
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.deployment import PARTS_OF_ROLE

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.families.llava.model import LlavaConfig, LlavaEncoder, read_llava
 from epdjax.models.layers import param
-from epdjax.models.llava import LlavaConfig, LlavaEncoder, read_llava
 
 _STEPS = tuple(384 * i for i in range(1, 7))
 

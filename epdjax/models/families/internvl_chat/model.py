@@ -1,15 +1,15 @@
 """InternVL2 and 2.5 as their authors publish them (``model_type: internvl_chat``).
 
-The same encoder as `epdjax.models.internvl`, under other names and with the pieces of a checkpoint described in other
-words: tiling and conversation are in ``config.json``, the language model (InternLM2 or Qwen2) in its ``llm_config``.
-Reference: the ``InternVLChatModel`` of the InternVL repository.
+The same encoder as `epdjax.models.families.internvl`, under other names and with the pieces of a checkpoint described
+in other words: tiling and conversation are in ``config.json``, the language model (InternLM2 or Qwen2) in its
+``llm_config``. Reference: the ``InternVLChatModel`` of the InternVL repository.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from epdjax.models.internvl import IMAGENET_MEAN, IMAGENET_STD, InternVLConfig
+from epdjax.models.families.internvl.model import IMAGENET_MEAN, IMAGENET_STD, InternVLConfig
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from transformers import GotOcr2ImageProcessorPil
 
-from epdjax.models.internvl import InternVLConfig
+from epdjax.models.families.internvl.model import InternVLConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Video
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from transformers import Gemma3ImageProcessorPil
 
-from epdjax.models.gemma3 import Gemma3Config
+from epdjax.models.families.gemma3.model import Gemma3Config
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token

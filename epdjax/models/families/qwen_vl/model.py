@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from epdjax.models.families.qwen_vl.fields import read_text, read_vision
+from epdjax.models.families.qwen_vl.vit import QwenVisionConfig, QwenVisionTower
 from epdjax.models.layers import normalise
-from epdjax.models.qwen_vit import QwenVisionConfig, QwenVisionTower
-from epdjax.models.qwen_vl_fields import read_text, read_vision
 from epdjax.models.text_config import TextConfig
 
 # What the HF image processors normalise with, unless the checkpoint's settings say otherwise.

@@ -7,8 +7,8 @@ Reference: HF ``Qwen2VLImageProcessorPil``, ``Qwen2VLVideoProcessor`` (patch ord
 import numpy as np
 from PIL import Image
 
+from epdjax.models.families.qwen_vl.vit import QwenVisionConfig
 from epdjax.models.media import EncodeUnit
-from epdjax.models.qwen_vit import QwenVisionConfig
 
 
 def resized(frame_hwc: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:

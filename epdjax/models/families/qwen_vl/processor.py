@@ -16,11 +16,11 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.image_transforms import convert_to_rgb
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from epdjax.models.families.qwen_vl.model import MAX_ASPECT, QwenVLConfig
+from epdjax.models.families.qwen_vl.patches import encode_unit, resized
+from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.qwen_patches import encode_unit, resized
-from epdjax.models.processing.qwen_video import ClipSettings, VideoSettings, group_seconds, sampled_fps
-from epdjax.models.qwen_vl import MAX_ASPECT, QwenVLConfig
 
 Grid = tuple[int, int, int]  # MM tokens: frame groups, rows, columns
 

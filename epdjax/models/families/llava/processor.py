@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
-from epdjax.models.llava import LlavaConfig
+from epdjax.models.families.llava.model import LlavaConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.pictures import load_image_processor, media_token, refuse_enlarged, uint8_pictures

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from epdjax.models.qwen_vit import QwenVisionConfig
+from epdjax.models.families.qwen_vl.vit import QwenVisionConfig
 from epdjax.models.text_config import TextConfig
 
 # Per model_type: the kind of decoder, and what its configs may leave out.

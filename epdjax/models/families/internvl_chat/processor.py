@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from transformers import GotOcr2ImageProcessorPil
 
-from epdjax.models.internvl_chat import Conversation, InternVLChatConfig
+from epdjax.models.families.internvl.processor import FRAMES, TileProcessor
+from epdjax.models.families.internvl_chat.model import Conversation, InternVLChatConfig
 from epdjax.models.processing.files import special_token
-from epdjax.models.processing.internvl import FRAMES, TileProcessor
 
 START, STOP = "<|im_start|>", "<|im_end|>"  # around a message in every conversation format supported
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from epdjax.models.families.qwen_vl.model import pixel_limits
+from epdjax.models.families.qwen_vl.vit import QwenVisionConfig
 from epdjax.models.media import Video
-from epdjax.models.qwen_vit import QwenVisionConfig
-from epdjax.models.qwen_vl import pixel_limits
 
 
 @dataclasses.dataclass(frozen=True)

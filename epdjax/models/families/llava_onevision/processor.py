@@ -15,10 +15,10 @@ from transformers import LlavaOnevisionImageProcessorPil
 from transformers.image_processing_utils import select_best_resolution
 from transformers.image_utils import SizeDict
 
-from epdjax.models.llava_onevision import LlavaOnevisionConfig
+from epdjax.models.families.llava_onevision.mix import frames_mix, tiles_mix
+from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Mix, Prompt, Video
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.onevision_mix import frames_mix, tiles_mix
 from epdjax.models.processing.pictures import checked, load_image_processor, media_token, refuse_enlarged
 
 FRAMES = 32  # of a video, where the checkpoint does not say: what the model was trained with at most

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from epdjax.models.families.internvl.processor import MediaShape
+from epdjax.models.families.minicpmv.model import MiniCPMVConfig
+from epdjax.models.families.minicpmv.slicing import Cut, Size, cut, table_rows
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Video
-from epdjax.models.minicpmv import MiniCPMVConfig
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token
-from epdjax.models.processing.internvl import MediaShape
-from epdjax.models.processing.slicing import Cut, Size, cut, table_rows
 
 FRAMES = 64  # of a video, at most
 FRAME_SLICES = 2  # of a video frame, and of pictures next to a video, at most

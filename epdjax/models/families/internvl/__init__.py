@@ -1,0 +1,1 @@
+"""InternVL as transformers writes it."""

@@ -1,0 +1,1 @@
+"""InternVL2 and 2.5 as their authors write them."""
