@@ -232,7 +232,7 @@ LLAVA_ONEVISION_7B = {
     "vision_feature_select_strategy": "full",
     "image_grid_pinpoints": [[384 * h, 384 * w] for h in range(1, 7) for w in range(1, 7)],
     "tie_word_embeddings": False,
-    "text_config": _qwen2(3584, 28, 28, 4, 18944, 152000, 32768),
+    "text_config": _qwen2(3584, 28, 28, 4, 18944, 152128, 32768),
     "vision_config": _tower(1152, 26, 16, 4304, 384, model_type="siglip_vision_model", vision_use_head=False),
 }
 
@@ -274,7 +274,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "InternVL3-8B": Preset("OpenGVLab/InternVL3-8B-hf", INTERNVL3_8B, 7_944_373_760),
     "LLaVA-1.5-7B": Preset("llava-hf/llava-1.5-7b-hf", LLAVA_1_5_7B, 7_063_427_072),
-    "LLaVA-OneVision-7B": Preset("llava-hf/llava-onevision-qwen2-7b-ov-hf", LLAVA_ONEVISION_7B, 8_030_348_832),
+    "LLaVA-OneVision-7B": Preset(
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        LLAVA_ONEVISION_7B,
+        8_030_348_832,
+        source=f"{HUB}, of lmms-lab/llava-onevision-qwen2-7b-ov, from which this was converted with 64 more tokens",
+    ),
     "MiniCPM-V-2.6": Preset("openbmb/MiniCPM-V-2_6", MINICPM_V_2_6, 8_099_175_152),
     "Qwen2.5-VL-3B": Preset(
         "Qwen/Qwen2.5-VL-3B-Instruct",
