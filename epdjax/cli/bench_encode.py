@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     automatic = "float32" if device.platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(automatic if arguments.dtype == "auto" else arguments.dtype)
     peak = arguments.peak_tflops or peak_tflops(device)
-    print(f"{device.device_kind}, {dtype}, JAX {jax.__version__}; peak {peak or 'not known: see --peak-tflops'} TFLOP/s")
+    stated = f"{peak:g} TFLOP/s" if peak else "not known, see --peak-tflops"
+    print(f"{device.device_kind}, {dtype}, JAX {jax.__version__}; peak {stated}")
     print("| encoder | units | TFLOP | s | TFLOP/s | share of peak | units/s | weights MiB | step MiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.encoders or ENCODERS:

@@ -46,9 +46,7 @@ def _sizes(
     }
 
 
-def _tower(
-    hidden: int, layers: int, heads: int, mlp: int, image: int, patch: int = 14, **more: Any
-) -> dict[str, Any]:
+def _tower(hidden: int, layers: int, heads: int, mlp: int, image: int, patch: int = 14, **more: Any) -> dict[str, Any]:
     """The fields that the vision configs of plain towers have."""
     return {
         "hidden_size": hidden,
@@ -67,9 +65,7 @@ def _qwen2(*sizes: int, tied: bool = False) -> dict[str, Any]:
 
 def _internlm2(*sizes: int, factor: float) -> dict[str, Any]:
     scaling = {"type": "dynamic", "factor": factor}
-    return _sizes(
-        *sizes, model_type="internlm2", rms_norm_eps=1e-5, rope_theta=1e6, rope_scaling=scaling, bias=False
-    )
+    return _sizes(*sizes, model_type="internlm2", rms_norm_eps=1e-5, rope_theta=1e6, rope_scaling=scaling, bias=False)
 
 
 INTERN_VIT_300M = _tower(
@@ -299,7 +295,5 @@ PRESETS: dict[str, Preset] = {
         73_410_777_344,
         preprocessor=QWEN2_5_VL_PIXELS,
     ),
-    "Qwen3-VL-8B": Preset(
-        "Qwen/Qwen3-VL-8B-Instruct", QWEN3_VL_8B, 8_767_123_696, preprocessor=QWEN3_VL_PIXELS
-    ),
+    "Qwen3-VL-8B": Preset("Qwen/Qwen3-VL-8B-Instruct", QWEN3_VL_8B, 8_767_123_696, preprocessor=QWEN3_VL_PIXELS),
 }

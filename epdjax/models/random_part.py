@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from epdjax.models.checkpoint import Placement
@@ -40,19 +41,21 @@ def random_part(
         axes, shape = variable.get_metadata("logical_axes"), variable.shape
         name = ".".join(map(str, path))
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(f"{part}.{name}".encode()))
-        constant = None if len(shape) > 1 else float(path[-1] != "bias")
         for state, placement in zip(states, placements, strict=True):
-            state[path] = variable.replace(_maker(shape, dtype, placement(axes, shape), constant)(key))
+            there = placement(axes, shape)
+            if len(shape) > 1:
+                value = _normal(shape, dtype, there)(key)
+            else:
+                value = jax.device_put(np.full(shape, path[-1] != "bias", dtype), there)
+            state[path] = variable.replace(value)
     return [nnx.from_flat_state(state) for state in states]
 
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model are alike: a handful of programs makes all their weights
-def _maker(
-    shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding, constant: float | None
+def _normal(
+    shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding
 ) -> Callable[[jax.Array], jax.Array]:
     def make(key: jax.Array) -> jax.Array:
-        if constant is not None:
-            return jnp.full(shape, constant, dtype)
         return jax.random.normal(key, shape, dtype) * jnp.asarray(SCALE, dtype)
 
     return jax.jit(make, out_shardings=sharding)
