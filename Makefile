@@ -20,10 +20,10 @@ lint: $(VENV)/.linted
 
 # What CI runs besides: parity with transformers (needs torch), longer tests, compiling for a GPU that is not there.
 parity: $(VENV)/.tested
-	$(BIN)/python -m pytest -m torch $(ARGS)
+	$(BIN)/python -m pytest -m torch --junitxml=build/parity.xml $(ARGS)
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --junitxml=build/slow.xml $(ARGS)
 
 deviceless: $(VENV)/.tested
 	$(BIN)/python -m pytest -m deviceless $(ARGS)

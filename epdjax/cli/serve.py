@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-units", type=int, default=DEFAULTS["max_units"], metavar="N", help="encode units per device and step")
     add("--block-size", type=int, default=DEFAULTS["block_size"], metavar="N", help="tokens per KV block")
     add("--kv-blocks", type=int, metavar="N", help="KV blocks per instance; default: what memory leaves")
-    add("--mm-blocks", type=int, metavar="N", help="MM blocks (one encode unit each) per prefill instance")
+    add("--mm-blocks", type=int, metavar="N", help="MM blocks per prefill instance (a tile each, or 64 tokens)")
     add("--memory-share", type=float, default=DEFAULTS["memory_share"], metavar="X", help="of device memory to use")
     add("--no-irp", action="store_true", help="encode each unit on one encoder instead of sharing a request among all")
     add("--order", choices=tuple(ORDERS), default="fcfs", help="in which queues are served")
@@ -62,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = media.add_argument
     add("--max-images", type=int, default=limits.max_images_per_request, metavar="N", help="pictures per request")
     add("--max-image-pixels", type=int, default=limits.max_image_pixels, metavar="N", help="pixels per picture")
-    add("--allow-remote-media", action="store_true", help="fetch http(s) picture URLs (never from private addresses)")
+    add("--max-videos", type=int, default=limits.max_videos_per_request, metavar="N", help="videos per request")
+    add("--max-video-frames", type=int, default=limits.max_video_frames, metavar="N", help="frames used of a video")
+    add("--max-video-seconds", type=float, default=limits.max_video_seconds, metavar="S", help="length of a video")
+    add("--max-audios", type=int, default=limits.max_audios_per_request, metavar="N", help="audio clips per request")
+    add("--max-audio-seconds", type=float, default=limits.max_audio_seconds, metavar="S", help="length of a clip")
+    add("--allow-remote-media", action="store_true", help="fetch http(s) URLs (never from private addresses)")
     add("--allowed-media-host", action="append", default=[], metavar="HOST", help="only these hosts; may be repeated")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="allow file: URLs below this folder")
 
@@ -81,6 +86,11 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
         "limits": ServingLimits(
             max_images_per_request=arguments.max_images,
             max_image_pixels=arguments.max_image_pixels,
+            max_videos_per_request=arguments.max_videos,
+            max_video_frames=arguments.max_video_frames,
+            max_video_seconds=arguments.max_video_seconds,
+            max_audios_per_request=arguments.max_audios,
+            max_audio_seconds=arguments.max_audio_seconds,
             allow_remote_media=arguments.allow_remote_media,
             allowed_media_hosts=tuple(arguments.allowed_media_host),
             allowed_local_media_path=arguments.allowed_local_media_path,

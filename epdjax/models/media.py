@@ -19,11 +19,13 @@ class Video:
         frames: uint8 ``[frames, height, width, 3]``.
         timestamps_s: float64 ``[frames]``, when each is shown, in seconds.
         fps: frames per second of the source, before any were left out.
+        source_frames: how many it had; None: not known.
     """
 
     frames: np.ndarray
     timestamps_s: np.ndarray
     fps: float
+    source_frames: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -103,12 +103,12 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 
 @pytest.mark.slow
 def test_held_out_questions_on_two_meshes() -> None:
-    """The same answers on both, and as good as the weights were when they were bundled (`epdjax/demo/README.md`)."""
+    """The same answers on both; at least 95 % right, and 90 % of every kind."""
     asked = held_out_questions(per_kind=30, seed=1)
     settings = {"max_model_len": 512, "buckets": BUCKETS}
     reports = [evaluate(demo_model_path(), mesh, asked, **settings) for mesh in ("1EPD", "2E1P1D")]
     assert differences(reports) == 0
-    assert all(report.overall >= 0.92 for report in reports), [report.as_json() for report in reports]
+    assert all(report.passed for report in reports), [report.as_json() for report in reports]
 
 
 @pytest.mark.torch

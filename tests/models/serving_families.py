@@ -1,6 +1,8 @@
 """Serving a family's tiny checkpoint: few shapes, so that an engine is ready in seconds."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from epdjax import LLM, SamplingParams
@@ -8,6 +10,7 @@ from epdjax.models import config_of
 from epdjax.serving.buckets import Buckets
 
 CONTEXT, NEW_TOKENS = 512, 32
+MESHES, OTHER_MESH = ("1EPD", "1E1P1D", "1E1Px2,1Dx2"), "2E1P1D"  # of a family's first variant, and of the others
 
 
 def small_buckets(folder: Path) -> Buckets:
@@ -22,6 +25,18 @@ def small_buckets(folder: Path) -> Buckets:
         move_blocks=(32,),
         unit_sizes=tuple(sorted({sizes[0], sizes[-1]})),
     )
+
+
+def describe(
+    record_property: Callable[[str, object], None], module: ModuleType, variant: str, judge: str, meshes: Sequence[str]
+) -> None:
+    """Say in the test report what a test covers, for `support_matrix`."""
+    kinds = {part["type"] for said in module.conversations().values() for turn in said for part in turn["content"]}
+    record_property("family", module.MODEL_TYPE)
+    record_property("variant", variant)
+    record_property("judge", judge)
+    record_property("modalities", " ".join(sorted(kinds)))
+    record_property("meshes", " ".join(meshes))
 
 
 def answers(folder: Path, mesh: str, conversations: dict[str, list[dict[str, Any]]]) -> dict[str, list[int]]:

@@ -19,7 +19,6 @@ from epdjax.models.layers import normalise
 from epdjax.models.media import MediaItem, Prompt, Video
 from tests.models import dense
 from tests.models.families import internvl_chat as tiny
-from tests.models.serving_families import answers
 from tests.models.tiny import random_checkpoint
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "internvl_chat"
@@ -222,14 +221,3 @@ def test_biases_and_odd_groups_survive(tmp_path: Path, kind: str) -> None:
     export_hf(load_model(tmp_path), hf_config, tmp_path / "again")
     for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items():
         np.testing.assert_array_equal(tensors[name], tensor)
-
-
-@pytest.mark.parametrize("variant", ["internlm2", "llama"])
-def test_answers_of_the_engine(tmp_path: Path, variant: str) -> None:
-    tiny.make(tmp_path, **tiny.VARIANTS[variant])
-    model, family = load_model(tmp_path), family_of(tmp_path)
-    processor = family.processor(tmp_path, config_of(tmp_path))
-    conversations = tiny.conversations()
-    given = answers(tmp_path, "1E1P1D", conversations)
-    for name, messages in conversations.items():
-        assert given[name] == dense.greedy(model, processor.prompt(messages), len(given[name])), name

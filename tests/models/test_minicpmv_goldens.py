@@ -24,7 +24,6 @@ from epdjax.models.keymap import KeyMap
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
 from tests.models import dense
 from tests.models.families import minicpmv as tiny
-from tests.models.serving_families import answers
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "minicpmv"
 SLICING = json.loads((GOLDENS / "slicing.json").read_text())
@@ -280,14 +279,3 @@ def test_the_last_layer_is_dropped_unless_kept() -> None:
     assert MiniCPMVConfig.from_hf(hf_config).vision.num_layers == 3
     del hf_config["drop_vision_last_layer"]
     assert MiniCPMVConfig.from_hf(hf_config).vision.num_layers == 2
-
-
-@pytest.mark.parametrize("variant", ["two heads, last layer dropped"])
-def test_answers_of_the_engine(tmp_path: Path, variant: str) -> None:
-    tiny.make(tmp_path, **tiny.VARIANTS[variant])
-    model, family = load_model(tmp_path), family_of(tmp_path)
-    made = family.processor(tmp_path, config_of(tmp_path))
-    conversations = tiny.conversations()
-    given = answers(tmp_path, "1E1P1D", conversations)
-    for name, messages in conversations.items():
-        assert given[name] == dense.greedy(model, made.prompt(messages), len(given[name])), name

@@ -5,17 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from epdjax.mesh.targets import target_devices
 from epdjax.models import config_of, family_of
 from epdjax.models.families.qwen_vl.model import QwenVLConfig
 from epdjax.models.families.qwen_vl.patches import position_taps, window_slots
 from epdjax.models.families.qwen_vl.processor import Qwen2VLProcessor
 from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
+from epdjax.models.families.qwen_vl.vit import QwenVisionConfig, QwenVisionTower
 from epdjax.models.media import EncodeUnit, Video
 from epdjax.models.registry import family_for, read_hf_config
 from tests.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
@@ -145,6 +150,41 @@ def test_positions_meet_the_corners_of_the_table() -> None:
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     one, _ = position_taps(np.zeros((1, 2), int), 1, 1, 7)
     assert one[0, 0] == 0
+
+
+@pytest.mark.deviceless
+@pytest.mark.parametrize("window", [0, 4])
+def test_the_longest_units_compile_for_gpus(window: int) -> None:
+    """At real widths, and without scores of all patches by all patches."""
+    vision = QwenVisionConfig(
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        hidden_size=1280,
+        num_layers=2,
+        num_heads=16,
+        mlp_size=3420,
+        hidden_act="silu",
+        out_size=3584,
+        norm_type="rms_norm",
+        gated_mlp=True,
+        patch_bias=False,
+        window=window,
+        full_layers=(1,),
+    )
+    sharding = jax.sharding.SingleDeviceSharding(target_devices("h100-80g", 1)[0])
+    tower = nnx.eval_shape(lambda: QwenVisionTower(vision, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(tower)
+    patches, shapes = 65536, {"patches": (vision.patch_values,), "grid": (2,), "valid": ()}
+    dtypes = {"patches": jnp.bfloat16, "grid": jnp.int32, "valid": jnp.bool_}
+
+    def here(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    state = jax.tree.map(lambda x: here(x.shape, x.dtype), state)
+    inputs = [here((1, patches, *shape), dtypes[name]) for name, shape in shapes.items()]
+    compiled = jax.jit(lambda state, *inputs: nnx.merge(graph, state)(*inputs)).lower(state, *inputs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 2**30
 
 
 def test_frames_looked_at() -> None:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
+
+from epdjax.models.processing.sentencepiece import internlm2_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -17,12 +19,15 @@ def load_tokenizer(folder: Path) -> Any:
         ValueError: there is none, or it cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if _is_foreign(folder) and (folder / "tokenizer.json").is_file():
+            # Its class may be code of the checkpoint's own; what it does to text is in tokenizer.json all the same.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        elif _tokenizer_class(folder) == "InternLM2Tokenizer" and (folder / "tokenizer.model").is_file():
+            tokenizer = internlm2_tokenizer(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(_no_tokenizer(folder, error)) from error
-        # Its class is code of the checkpoint's own; what it does to text is in tokenizer.json all the same.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        raise ValueError(_no_tokenizer(folder, error)) from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer in {folder} has no tokenizer.json, which streaming needs")
     # A tokenizer that truncates or pads switches that off and on around calls, which threads would see.
@@ -31,13 +36,22 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def _is_foreign(folder: Path) -> bool:
+    """Whether transformers does not have the model, and would say so at length."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") not in CONFIG_MAPPING
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
+
+
 def _no_tokenizer(folder: Path, error: Exception) -> str:
-    if (folder / "tokenizer.model").is_file():
-        return (
-            f"{folder} has a SentencePiece tokenizer.model and no tokenizer.json: load it once with the code that came "
-            "with it and use_fast=True, and put the tokenizer.json that its save_pretrained writes next to it"
-        )
-    return f"cannot load a tokenizer from {folder}: {error}"
+    trouble = f"cannot load a tokenizer from {folder}: {error}"
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        trouble += "; it has a tokenizer.model and no tokenizer.json: convert it to one, which is always read"
+    return trouble
 
 
 def special_token(tokenizer: Any, name: str, default: str) -> str:

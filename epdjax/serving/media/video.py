@@ -49,7 +49,7 @@ def load_video(source: object, limits: ServingLimits, sample: Sampler, *, deadli
     if not kept:
         raise MediaError(f"the video has no frames that can be decoded; send the whole file, as {FORMATS}")
     frames, seconds = zip(*(kept[index] for index in sorted(kept)))
-    return Video(np.stack(frames), np.asarray(seconds, np.float64), fps)
+    return Video(np.stack(frames), np.asarray(seconds, np.float64), fps, count)
 
 
 def _wanted(sample: Sampler, count: int, fps: float, limits: ServingLimits) -> set[int]:

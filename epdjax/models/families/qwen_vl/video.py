@@ -120,9 +120,11 @@ class ClipSettings(VideoSettings):
 def sampled_fps(video: Video) -> float:
     """Frames per second that are looked at, as HF reckons: how many of the source's frames, times its rate.
 
-    A `Video` does not say how many frames its source had; it is the number that evenly spread frames imply.
+    Where a `Video` does not say how many frames its source had, it is the number that evenly spread frames imply.
     """
     count = len(video.timestamps_s)
+    if video.source_frames:
+        return count / video.source_frames * video.fps
     if count < 2:
         return video.fps
     last = round((video.timestamps_s[-1] - video.timestamps_s[0]) * video.fps)
