@@ -3,17 +3,29 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from epdjax.serving.footprint import Footprint
 
 HELP = (
-    "Compile the largest encode, prefill and decode step of published models at full size for a chip that need not be "
-    "here, and print what weights, steps and KV cache take of its memory. GPUs need the cuda12 extra."
+    "Compile the largest encode, prefill and decode of published models at full size for a chip that need not be here. "
+    "Print what weights and steps take of its memory, and what is left for KV. GPUs need the cuda12 extra."
 )
-ROLES = ("E", "P", "D", "EPD")
+# GiB per device: weights of both parts, then the steps, then what roles have left for KV.
+COLUMNS = (
+    "preset",
+    "tensor",
+    "encoder",
+    "language model",
+    "encode",
+    "prefill, MM pool",
+    "decode",
+    "KV on E+P+D",
+    "KV on P",
+    "KV on D",
+    "tokens on D",
+)
 # Devices that share a language model, where one does not hold it or leaves it little; else one.
 WIDTHS = {"Gemma-3-27B": (1, 2), "InternVL2-26B": (1, 2), "Qwen2.5-VL-72B": (4, 8)}
 GIB = 2**30
@@ -47,27 +59,24 @@ def run(arguments: argparse.Namespace) -> int:
         memory = target_memory(arguments.chip) * arguments.memory_share
         config = EngineConfig(model="preset", **{name: getattr(arguments, name) for name in settings})
         print(f"{arguments.chip}: {memory / GIB:.1f} GiB of a device to be used; bfloat16, GiB per device")
-        print("| preset | tensor | role | weights | largest step, MM pool | left for KV | tokens |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print(f"|{'---|' * len(COLUMNS)}")
         for name, (family, model) in models.items():
             for width in arguments.tensor or WIDTHS.get(name, (1,)):
                 measured = footprint(family, model, target_devices(arguments.chip, width), config)
-                for row in rows(measured, memory):
-                    print(f"| {name} | {width} | {row} |", flush=True)
+                print(f"| {name} | {width} | {' | '.join(cells(measured, memory))} |", flush=True)
     except ValueError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def rows(measured: "Footprint", memory: float) -> Iterator[str]:
-    """A line for each role: what `measured` takes of `memory` bytes."""
-    for roles in ROLES:
-        left = measured.left(roles, memory)
-        line = f"{roles} | {measured.weights(roles) / GIB:.2f} | {measured.working(roles) / GIB:.2f}"
-        if left < 0:
-            yield f"{line} | {-left / GIB:.1f} short | -"
-        elif roles == "E":  # an encoder keeps no KV
-            yield f"{line} | - | -"
-        else:
-            yield f"{line} | {left / GIB:.1f} | {measured.kv_tokens(roles, memory):,}"
+def cells(measured: "Footprint", memory: float) -> list[str]:
+    """What `measured` takes of `memory` bytes, in the order of `COLUMNS`."""
+    taken = [measured.weights("E"), measured.weights("D"), *(measured.working(role) for role in "EPD")]
+    left = [measured.left(roles, memory) for roles in ("EPD", "P", "D")]
+    return [
+        *(f"{size / GIB:.2f}" for size in taken),
+        *(f"{size / GIB:.1f}" if size >= 0 else f"{-size / GIB:.1f} short" for size in left),
+        f"{measured.kv_tokens('D', memory):,}",
+    ]
