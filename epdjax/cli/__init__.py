@@ -3,9 +3,15 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import eval_demo, serve, train_demo
+from epdjax.cli import bench_encode, eval_demo, memory_table, serve, train_demo
 
-COMMANDS = {"serve": serve, "train-demo": train_demo, "eval-demo": eval_demo}
+COMMANDS = {
+    "serve": serve,
+    "train-demo": train_demo,
+    "eval-demo": eval_demo,
+    "memory-table": memory_table,
+    "bench-encode": bench_encode,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,8 @@ a program's exact memory use and its optimised HLO can be read. The compiler com
 no driver is needed. On a machine without a GPU set ``JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1`` before JAX is imported.
 """
 
+import re
+
 import jax
 from jax.experimental import topologies
 
@@ -39,6 +41,41 @@ _GPUS = {
     ),
 }
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+_TPU_MEMORY = {"v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30}
+
+# Dense bfloat16 products as the vendors state them, by what `jax.Device.device_kind` starts with.
+_PEAK_TFLOPS = {
+    "NVIDIA A100": 312.0,
+    "NVIDIA H100 80GB": 989.0,
+    "NVIDIA H200": 989.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+}
+
+
+def peak_tflops(device: jax.Device) -> float | None:
+    """10¹² floating-point operations a second that a device's vendor states for bfloat16; None if it is not known."""
+    return next((peak for kind, peak in _PEAK_TFLOPS.items() if device.device_kind.startswith(kind)), None)
+
+
+def target_memory(chip: str) -> int:
+    """Bytes of memory of a chip, see `target_devices`.
+
+    Raises:
+        ValueError: an unknown chip.
+    """
+    if chip in _TPU_MEMORY:
+        return _TPU_MEMORY[chip]
+    if chip not in _GPUS:
+        raise ValueError(_unknown(chip))
+    match = re.search(r"device_memory_size: (\d+)", _GPUS[chip][1])
+    assert match is not None, chip
+    return int(match[1])
+
+
+def _unknown(chip: str) -> str:
+    return f"unknown chip {chip!r}; known: {', '.join([*_GPUS, *TPUS])}"
 
 
 def target_devices(chip: str, count: int) -> list[jax.Device]:
@@ -61,7 +98,7 @@ def target_devices(chip: str, count: int) -> list[jax.Device]:
         topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x1x{count}")
         return list(topology.devices)
     if chip not in TPUS:
-        raise ValueError(f"unknown chip {chip!r}; known: {', '.join([*_GPUS, *TPUS])}")
+        raise ValueError(_unknown(chip))
     devices = topologies.get_topology_desc(TPUS[chip], "tpu").devices
     if count > len(devices):
         raise ValueError(f"{count} devices asked for; the slice {TPUS[chip]} has {len(devices)}")

@@ -28,9 +28,15 @@ from epdjax.models.families.llava_onevision.processor import LlavaOnevisionProce
 from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
 from epdjax.models.families.minicpmv.model import MiniCPMVConfig, MiniCPMVEncoder
 from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
+from epdjax.models.families.qwen2_audio.keys import QWEN2_AUDIO_KEYS
+from epdjax.models.families.qwen2_audio.model import Qwen2AudioConfig, Qwen2AudioEncoder
+from epdjax.models.families.qwen2_audio.processor import Qwen2AudioProcessor
 from epdjax.models.families.qwen_vl.keys import QWEN2_5_VL_KEYS, QWEN2_VL_KEYS, QWEN3_VL_KEYS
 from epdjax.models.families.qwen_vl.model import QwenVLConfig, QwenVLEncoder
 from epdjax.models.families.qwen_vl.processor import Qwen2_5VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from epdjax.models.families.ultravox.keys import ULTRAVOX_KEYS
+from epdjax.models.families.ultravox.model import UltravoxConfig, UltravoxEncoder
+from epdjax.models.families.ultravox.processor import UltravoxProcessor
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.processing.base import Processor
@@ -161,6 +167,13 @@ FAMILIES: dict[str, Family] = {
             processor=Qwen2_5VLProcessor,
         ),
         Family(
+            model_type="qwen2_audio",
+            read_config=Qwen2AudioConfig.from_hf,
+            encoder=Qwen2AudioEncoder,
+            key_map=QWEN2_AUDIO_KEYS,
+            processor=Qwen2AudioProcessor,
+        ),
+        Family(
             model_type="qwen2_vl",
             read_config=QwenVLConfig.from_hf,
             encoder=QwenVLEncoder,
@@ -173,6 +186,13 @@ FAMILIES: dict[str, Family] = {
             encoder=QwenVLEncoder,
             key_map=QWEN3_VL_KEYS,
             processor=Qwen3VLProcessor,
+        ),
+        Family(
+            model_type="ultravox",
+            read_config=UltravoxConfig.from_hf,
+            encoder=UltravoxEncoder,
+            key_map=ULTRAVOX_KEYS,
+            processor=UltravoxProcessor,
         ),
     )
 }

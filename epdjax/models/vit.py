@@ -5,7 +5,7 @@ References: HF ``InternVLVisionModel``, ``CLIPVisionModel``, ``SiglipVisionModel
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class VisionConfig:
         final_norm: the tower ends in a norm, whether or not the model at hand reads what is behind it.
         layer_scale_init: of a factor on what each layer adds; None: there is none.
         class_token: a token before the patches. patch_bias: of the patch embedding. pre_norm: a norm before the layers.
+        key_bias: keys have one where queries and values do.
     """
 
     image_size: int
@@ -43,6 +44,7 @@ class VisionConfig:
     class_token: bool = True
     patch_bias: bool = True
     pre_norm: bool = False
+    key_bias: bool = True
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:
@@ -128,16 +130,42 @@ def _side(config: Mapping[str, Any], field: str, default: int) -> int:
     return int(sides[0])
 
 
+class LayerConfig(Protocol):
+    """What a `VisionLayer` reads of a config; see `VisionConfig`."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def mlp_size(self) -> int: ...
+    @property
+    def norm_type(self) -> str: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def key_bias(self) -> bool: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_scale_init(self) -> float | None: ...
+
+
 class VisionAttention(nnx.Module):
     """Every patch sees every other; q/k norms run over all heads together (``InternVLVisionAttention``)."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: LayerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         d = config.hidden_size
 
         def linear(bias: bool) -> Linear:
             return Linear(d, d, axes=("vision_in", "vision_out"), bias=bias, dtype=dtype, rngs=rngs)
 
-        self.q_proj, self.k_proj, self.v_proj = (linear(config.qkv_bias) for _ in range(3))
+        biases = (config.qkv_bias, config.qkv_bias and config.key_bias, config.qkv_bias)
+        self.q_proj, self.k_proj, self.v_proj = (linear(bias) for bias in biases)
         self.o_proj = linear(True)
         self.q_norm = RMSNorm(d, eps=1e-6, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(d, eps=1e-6, dtype=dtype) if config.qk_norm else None
@@ -153,9 +181,9 @@ class VisionAttention(nnx.Module):
 
 
 class VisionLayer(nnx.Module):
-    """``x + scale * attention(norm(x))``, then the same with an MLP; CLIP and SigLIP have no scale."""
+    """``x + scale * attention(norm(x))``, then the same with an MLP; CLIP, SigLIP and Whisper have no scale."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: LayerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         d, f, scale = config.hidden_size, config.mlp_size, config.layer_scale_init
         axes = ("vision_in", "vision_out")
         self.norm1 = norm(config.norm_type, d, eps=config.norm_eps, dtype=dtype)

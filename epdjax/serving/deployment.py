@@ -66,13 +66,13 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
     places = divide(spec, devices, irp=config.irp)
     check_tensor_widths(places, model)
     dtype = jnp.dtype(_dtype(config, folder, devices[0].platform))
-    scheduling = _scheduling(config, model)
+    scheduling = scheduling_for(config, model)
     parts = _load(folder, family, model, places, dtype)
 
     def instance(place: InstanceMesh, kv_blocks: int) -> Instance:
         return Instance(
             place,
-            _instance_spec(config, scheduling, place, kv_blocks),
+            instance_spec(config, scheduling, place, kv_blocks),
             model,
             parts[place.name],
             scheduling.buckets,
@@ -119,7 +119,12 @@ def _dtype(config: EngineConfig, folder: Path, platform: str) -> Any:
     return "float32" if platform == "cpu" else dtype_of(folder)
 
 
-def _scheduling(config: EngineConfig, model: Any) -> SchedulerConfig:
+def scheduling_for(config: EngineConfig, model: Any) -> SchedulerConfig:
+    """Limits and compiled shapes of a deployment of a model, given its config.
+
+    Raises:
+        ValueError: `max_model_len` is beyond the model's own.
+    """
     longest = model.text.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ValueError(f"max_model_len {config.max_model_len} is beyond the model's own {longest}")
@@ -145,9 +150,10 @@ def _scheduling(config: EngineConfig, model: Any) -> SchedulerConfig:
     )
 
 
-def _instance_spec(
+def instance_spec(
     config: EngineConfig, scheduling: SchedulerConfig, place: InstanceMesh, kv_blocks: int
 ) -> InstanceSpec:
+    """What the scheduler knows of an instance: its roles and how much it holds."""
     holds_kv, prefills, encodes = set(place.roles) & {"P", "D"}, "P" in place.roles, "E" in place.roles
     tokens = scheduling.max_model_len // scheduling.mm_block_size  # MM blocks that a full context could be made of
     return InstanceSpec(

@@ -10,7 +10,7 @@ from math import prod
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
-from epdjax.serving.programs import compile_all, jobs_of
+from epdjax.serving.programs import Job, compile_all, jobs_of
 
 PROBE_BLOCKS = 64
 
@@ -68,13 +68,23 @@ def block_bytes(instance: Instance) -> int:
 
 def step_bytes(instance: Instance) -> int:
     """Bytes beside weights and KV pool: the largest step's temporaries and output, and the MM pool."""
-    largest: dict[str, object] = {}
+    return max(largest_steps(instance).values(), default=0) + mm_pool_bytes(instance)
+
+
+def mm_pool_bytes(instance: Instance) -> int:
+    """Bytes of the MM pool."""
+    return prod(instance.mm_shape) * instance.dtype.itemsize
+
+
+def largest_steps(instance: Instance) -> dict[str, int]:
+    """Bytes per device of the temporaries and the output of the largest encode, prefill and decode, as compiled."""
+    largest: dict[str, Job] = {}
     for job in jobs_of(instance, [instance]):
         if job.key[0] in ("encode", "prefill", "decode"):
             largest[job.key[0]] = job  # buckets come in ascending order
-    sizes = [0]
-    for program in compile_all(list(largest.values())).values():  # type: ignore[arg-type]
+    sizes = {}
+    for job, program in compile_all(list(largest.values())).items():
         analysis = program.memory_analysis()
-        sizes.append(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+        sizes[job.key[0]] = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     instance.programs.clear()
-    return max(sizes) + prod(instance.mm_shape) * instance.dtype.itemsize
+    return sizes

@@ -1,11 +1,11 @@
-"""What the families with transformers as their judge share: pictures, messages, and a run of its model."""
+"""What the families with transformers as their judge share: media, messages, and a run of its model."""
 
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from epdjax.models.media import Video
+from epdjax.models.media import Audio, Video
 from tests.models.families.reference import Reference
 
 
@@ -20,11 +20,22 @@ def video(seed: int, frames: int, width: int, height: int) -> Video:
     return Video(pixels, np.arange(frames) / 2, 2.0)
 
 
-def user(*parts: str | Image.Image | Video) -> list[dict[str, Any]]:
+def clip(seed: int, samples: int) -> Audio:
+    """Chirps in noise at 16 kHz, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(samples) / 16000
+    chirp = np.sin(2 * np.pi * (200 + 400 * seed + 900 * t) * t) * np.sin(2 * np.pi * (2 + seed) * t)
+    return Audio((0.4 * chirp + 0.02 * rng.standard_normal(samples)).astype(np.float32), 16000)
+
+
+KINDS: dict[type, str] = {str: "text", Image.Image: "image", Video: "video", Audio: "audio"}
+
+
+def user(*parts: str | Image.Image | Video | Audio) -> list[dict[str, Any]]:
     """One message of text and media."""
 
-    def part(value: str | Image.Image | Video) -> dict[str, Any]:
-        kind = "text" if isinstance(value, str) else "video" if isinstance(value, Video) else "image"
+    def part(value: str | Image.Image | Video | Audio) -> dict[str, Any]:
+        kind = next(kind for type_, kind in KINDS.items() if isinstance(value, type_))
         return {"type": kind, kind: value}
 
     return [{"role": "user", "content": [part(value) for value in parts]}]

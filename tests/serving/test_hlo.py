@@ -5,19 +5,15 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-from epdjax.mesh.devices import InstanceMesh
-from epdjax.mesh.sharding import Submesh
 from epdjax.mesh.targets import target_devices
 from epdjax.models.families.internvl.model import InternVLConfig
-from epdjax.models.registry import FAMILIES, abstract_part
+from epdjax.models.registry import FAMILIES
 from epdjax.serving.buckets import Buckets
-from epdjax.serving.deployment import PARTS_OF_ROLE
+from epdjax.serving.config import EngineConfig
+from epdjax.serving.footprint import shaped_instance
 from epdjax.serving.instance import Instance
-from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.programs import Job, jobs_of
-from epdjax.serving.steps import Split
 from tests.models.tiny import tiny_hf_config
 
 pytestmark = pytest.mark.deviceless
@@ -43,20 +39,9 @@ def h100_instance(roles: str, tensor: int = 1) -> Instance:
     hf["vision_config"] |= {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
     hf["vision_config"] |= {"image_size": [448, 448], "patch_size": [14, 14]}
     config = InternVLConfig.from_hf(hf)
-    submesh = Submesh.of(target_devices("h100-80g", tensor), tensor=tensor)
-    parts = {}
-    for part in sorted({PARTS_OF_ROLE[role] for role in roles}):
-        module = abstract_part(FAMILIES["internvl"], config, part, jnp.bfloat16)
-        for _, variable in nnx.to_flat_state(nnx.state(module)):
-            sharding = submesh.sharding(variable.get_metadata("logical_axes"), variable.shape)
-            variable.set_value(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
-        parts[part] = Split.of(module)
-    spec = InstanceSpec("X", roles, kv_blocks=KV_BLOCKS, mm_blocks=256, slots=16, encode_width=1)
-    dtype = jnp.dtype(jnp.bfloat16)
-    place = InstanceMesh("X", roles, submesh)
-    return Instance(
-        place, spec, config, parts, BUCKETS, dtype=dtype, block_size=16, mm_block_size=config.tokens_per_unit
-    )
+    engine = EngineConfig(model="shapes only", buckets=BUCKETS, mm_blocks=256)
+    devices = target_devices("h100-80g", tensor)
+    return shaped_instance(FAMILIES["internvl"], config, roles, devices, engine, kv_blocks=KV_BLOCKS)
 
 
 def jobs_beside_others(instance: Instance) -> list[Job]:

@@ -13,43 +13,12 @@ import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import Linear, activation, normalise
-from epdjax.models.text_config import TextConfig
+from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
 
 # What CLIP's image processors normalise with, unless the checkpoint's preprocessor_config.json says otherwise.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-# Published configs leave out what is as in these classes (HF ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config``).
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
