@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor as HFProcessor
 
 from epdjax.models import config_of, family_of, load_model
+from epdjax.models.attention import dense_attention
 from epdjax.models.families.gemma3.keys import GEMMA3_KEYS
 from epdjax.models.families.gemma3.model import Gemma3Config
 from epdjax.models.families.llava.model import LlavaConfig
@@ -26,6 +27,7 @@ from epdjax.models.families.llava_onevision.mix import frames_mix, tiles_mix
 from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig
 from epdjax.models.media import MediaContext
 from epdjax.models.vit import VisionConfig, VisionTower
+from tests.models.dense import assert_close, logits
 from tests.models.families import gemma3, llava, llava_onevision
 from tests.models.judge import picture, user, video
 
@@ -84,7 +86,6 @@ def test_published_onevision_config() -> None:
     ("module", "changes", "complaint"),
     [
         (gemma3, {"mm_tokens_per_image": 9}, "mm_tokens_per_image is 9"),
-        (gemma3, {"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping"),
         (gemma3, {"text_config": {"use_bidirectional_attention": True}}, "use_bidirectional_attention"),
         (gemma3, {"vision_config": {"model_type": "clip_vision_model"}}, "siglip_vision_model"),
         (llava, {"vision_config": {"model_type": "pixtral"}}, "vision_config.model_type is 'pixtral'"),
@@ -256,6 +257,31 @@ def test_only_a_lone_picture_is_tiled(tmp_path: Path) -> None:
     assert [len(item.units) for item in several] == [1, 1]
     assert [item.tokens for item in several] == [17, 17]
     assert [len(item.units) for item in beside] == [5, 2]
+
+
+# ---- soft-capping ---------------------------------------------------------------------------------------------------
+
+
+def test_soft_capping_where_configured(tmp_path: Path) -> None:
+    """Of logits as ``Gemma3ForCausalLM`` has it; of scores as the config documents it, inside the softmax."""
+    gemma3.make(tmp_path)
+    said = gemma3.conversations()["one picture"]
+    prompt = family_of(tmp_path).processor(tmp_path, config_of(tmp_path)).prompt(said)
+    plain = logits(load_model(tmp_path), prompt)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    edit(tmp_path / "config.json", text_config=config["text_config"] | {"final_logit_softcapping": 2.0})
+    capped = logits(load_model(tmp_path), prompt)  # type: ignore[arg-type]
+    assert_close(capped, 2 * np.tanh(plain / 2), 1e-5)
+    edit(tmp_path / "config.json", text_config=config["text_config"] | {"attn_logit_softcapping": 0.5})
+    assert np.abs(logits(load_model(tmp_path), prompt) - plain).max() > 0.01  # type: ignore[arg-type]
+
+
+def test_scores_are_capped_before_the_softmax() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 5, 2, 4)).astype(np.float32)
+    scores = 3 * np.tanh(np.einsum("btnh,bsnh->bnts", q, k) * 0.7 / 3)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("bnts,bsnh->btnh", weights, v)
+    np.testing.assert_allclose(dense_attention(q, k, v, None, 0.7, 3.0), expected, atol=1e-5)
 
 
 # ---- long units ----------------------------------------------------------------------------------------------------

@@ -74,9 +74,6 @@ class Gemma3Config:
         text = {"model_type": "gemma3_text"} | dict(config.get("text_config") or {})
         if text.get("use_bidirectional_attention"):
             raise ValueError("text_config.use_bidirectional_attention is true; a decoder that generates is causal")
-        for field in ("attn_logit_softcapping", "final_logit_softcapping"):
-            if text.get(field) is not None:
-                raise ValueError(f"text_config.{field} is {text[field]}; transformers' Gemma 3 ignores it: remove it")
         vision = VisionConfig.from_hf_clip(
             {"model_type": "siglip_vision_model"} | dict(config.get("vision_config") or {})
         )
