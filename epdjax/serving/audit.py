@@ -1,5 +1,8 @@
 """Do the scheduler's books balance? Property tests ask after every step, the engine whenever it falls idle."""
 
+from collections.abc import Sized
+
+from epdjax.serving.request import State
 from epdjax.serving.scheduler import Scheduler
 
 
@@ -15,14 +18,19 @@ def audit(scheduler: Scheduler) -> None:
             held = [block for r in everyone for block in r.holdings.get((name, pool_name), ())]
             if pool_name == "staging":
                 held = scheduler.staging.held_by(name)
-            assert len(held) == len(set(held)) == pool.held, f"{name} {pool_name}: {len(held)} != {pool.held}"
+            elif pool_name == "mm":
+                held += ledger.arrivals.held()
+            assert len(held) == pool.users, f"{name} {pool_name}: {len(held)} holds, {pool.users} counted"
+            assert len(set(held)) == pool.held, f"{name} {pool_name}: {len(set(held))} != {pool.held}"
             assert pool.held + pool.available == pool.capacity, f"{name} {pool_name}"
-    pending = sum(r.spec.media_bytes for r in scheduler.requests.values() if r.units_pending)
+    waiting = [r for r in scheduler.requests.values() if r.missing or r.state is State.WAITING]
+    pending = sum(r.spec.media_bytes for r in waiting)
     assert scheduler.queued.media_bytes == pending, f"queued bytes: {scheduler.queued.media_bytes} != {pending}"
     if scheduler.idle:
-        queues = (scheduler.waiting, scheduler.move_queue, scheduler.ready, scheduler.staging)
+        queues: tuple[Sized, ...] = (scheduler.waiting, scheduler.move_queue, scheduler.ready, scheduler.staging)
         assert not any(len(queue) for queue in queues), "a queue outlives its requests"
         assert scheduler.queued.units == 0, f"{scheduler.queued.units} units outlive their requests"
         for ledger in scheduler.instances.values():
-            assert not (ledger.encode_queue or ledger.prefill_queue or ledger.running), ledger.name
+            queues = (ledger.encode_queue, ledger.prefill_queue, ledger.running, ledger.arrivals)
+            assert not any(len(queue) for queue in queues), ledger.name
             assert ledger.prompt_tokens == ledger.sequences == 0, ledger.name

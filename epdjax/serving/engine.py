@@ -226,7 +226,7 @@ class Engine:
         target = self.instances[work.instance]
         match work:
             case MoveMM():
-                target.land_mm(result, self.instances[work.source], work.rows, self.live)
+                target.land_mm(result, self.instances[work.source], work.encode_id, work.rows)
             case MoveKV() if work.request_id in self.live:
                 moved, token = result
                 target.land_kv(moved, token, work.blocks, work.slot)
@@ -272,7 +272,8 @@ class Engine:
 
 def _output(request: LiveRequest, reason: FinishReason | None) -> RequestOutput:
     answer = CompletionOutput(0, request.detokenizer.text, tuple(request.tokens), reason)
-    return RequestOutput(request.spec.request_id, request.spec.prompt_tokens, (answer,), reason is not None)
+    spec = request.spec
+    return RequestOutput(spec.request_id, spec.prompt_tokens, (answer,), reason is not None, request.cached_tokens)
 
 
 def _short(error: BaseException | None) -> str:

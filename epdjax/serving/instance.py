@@ -1,6 +1,7 @@
 """An instance: one submesh with its parameters, its pools and its compiled steps. It does what it is told, at once and
 asynchronously; deciding is the scheduler's business and waiting the engine's."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,24 @@ from epdjax.mesh.transfer import move, shards_in_order
 from epdjax.models.media import EncodeUnit
 from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.ledger import InstanceSpec
-from epdjax.serving.live import LiveRequest
+from epdjax.serving.live import LiveRequest, pool_rows
 from epdjax.serving.paged import POOL_AXES, pool_shape
 from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows, prompt_arrays
 from epdjax.serving.work import Chunk, UnitMove
 from epdjax.serving.work import Sequence as Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """What an encode step made.
+
+    Attributes:
+        mm: MM tokens ``[units, tokens, mm_width]``.
+        picks: per unit, which of its rows are its MM tokens.
+    """
+
+    mm: jax.Array
+    picks: list[np.ndarray]
 
 
 class Instance:
@@ -29,7 +43,7 @@ class Instance:
         parts: part name (``encoder``, ``language_model``) -> (recipe, leaves): just what its roles need.
         programs: (step, bucket) -> compiled program; filled at start-up and fixed from then on.
         pools: KV pool of each layer. last_tokens: int32 ``[slots + 1]``. mm_pool: MM tokens ``[rows, mm_width]``.
-        staged: encode id -> MM tokens waiting to be moved, ``[units, tokens, mm_width]``.
+        staged: encode id -> an encode result waiting to be moved.
     """
 
     def __init__(
@@ -54,7 +68,7 @@ class Instance:
         self.dtype, self.block_size, self.mm_block_size = dtype, block_size, mm_block_size
         self.programs: dict[tuple, Any] = {}
         self.pools: tuple[jax.Array, ...] = ()
-        self.staged: dict[int, jax.Array] = {}
+        self.staged: dict[int, Staged] = {}
         self.replicated = self.submesh.replicated
         self.unit_sharding = self.submesh.sharding(("unit",), (self.submesh.width,))
         self.kv_shape = pool_shape(spec.kv_blocks, block_size, model.text)
@@ -96,12 +110,13 @@ class Instance:
                 inputs[name][row][tuple(slice(length) for length in array.shape)] = array
         _, leaves = self.parts["encoder"]
         mm = self.programs["encode", (rows, size)](leaves, jax.device_put(inputs, self.unit_sharding))
-        self.staged[encode_id] = mm
+        picks = [np.arange(unit.tokens) if unit.picks is None else unit.picks for unit in units]
+        self.staged[encode_id] = Staged(mm, picks)
         return mm
 
     def send_mm(self, encode_id: int, target: "Instance") -> tuple[jax.Array, ...]:
         """Start moving a staged encode result to `target`: the piece of each encoder by itself, as it is."""
-        pieces = shards_in_order(self.staged[encode_id])
+        pieces = shards_in_order(self.staged[encode_id].mm)
         return move(pieces, (target.replicated,) * len(pieces))
 
     def unit_row(self, index: int, bucket: int) -> int:
@@ -113,17 +128,16 @@ class Instance:
         self,
         pieces_und: tuple[jax.Array, ...],
         sender: "Instance",
+        encode_id: int,
         moves: Sequence[UnitMove],
-        live: Mapping[str, LiveRequest],
     ) -> None:
-        """Write MM tokens that have arrived here into the MM pool, and tell their requests where they are."""
+        """Write MM tokens that have arrived here into the MM pool."""
         each, tokens, _ = pieces_und[0].shape
         rows = np.zeros((each * len(pieces_und), tokens), np.int32)
         for unit_move in moves:
-            request = live.get(unit_move.unit.request_id)
-            if request is not None:
-                picks, where = request.land(unit_move, self.mm_block_size)
-                rows[sender.unit_row(unit_move.row, len(rows)), picks] = where
+            picks = sender.staged[encode_id].picks[unit_move.row]
+            where = pool_rows(unit_move.blocks, len(picks), self.mm_block_size)
+            rows[sender.unit_row(unit_move.row, len(rows)), picks] = where
         program = self.programs["land_mm", (len(pieces_und), each, tokens)]
         self.mm_pool = program(self.mm_pool, pieces_und, *self._put(rows))
 
@@ -140,6 +154,11 @@ class Instance:
         ints, floats = pack_rows(shape[0], pages)
         for row, chunk in enumerate(chunks):
             request = live[chunk.request_id]
+            if not request.placed:
+                request.place(chunk.mm_blocks, self.mm_block_size)
+                request.cached_tokens = chunk.cached
+            if chunk.is_last:
+                request.drop_inputs()
             for name, array in prompt.items():
                 array[row, : chunk.length] = request.prompt[name][chunk.start : chunk.start + chunk.length]
             _fill_row(ints[row], floats[row], request, chunk.start, chunk.length, chunk.kv_blocks)

@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 
+from epdjax.serving.arrivals import Arrivals
 from epdjax.serving.blocks import BlockPool, blocks_for
 from epdjax.serving.buckets import Buckets
-from epdjax.serving.request import Request, RequestSpec
+from epdjax.serving.request import Request, RequestSpec, State
 from epdjax.serving.work import Encode, Unit, Work
 
 IN_FLIGHT = 2  # works given to a device ahead of time, so that it never waits for Python
@@ -48,6 +50,7 @@ class Ledger:
             "slot": BlockPool(spec.slots),
             "staging": BlockPool(spec.staging if "E" in spec.roles else 0),
         }
+        self.arrivals = Arrivals(self.pools["mm"])
         self.encode_queue: collections.deque[Unit] = collections.deque()
         self._queued = [0] * len(buckets.unit_sizes)  # units in the encode queue, by bucket
         self.prefill_queue: list[Request] = []
@@ -70,8 +73,53 @@ class Ledger:
         self._turn = (self.spec.roles.index(role) + 1) % len(self.spec.roles)
 
     def mm_need(self, spec: RequestSpec) -> int:
-        """MM blocks for all units of a request."""
-        return sum(blocks_for(tokens, self.mm_block_size) for tokens in spec.unit_tokens)
+        """MM blocks for all units of a request, those of equal content counted once."""
+        each = {spec.unit_key(i): tokens for i, tokens in enumerate(spec.unit_tokens)}
+        return sum(blocks_for(tokens, self.mm_block_size) for tokens in each.values())
+
+    def reserve_mm(self, request: Request) -> list[int] | None:
+        """Hold MM blocks for all units of a request: those that are here or on their way, and new ones.
+
+        Returns:
+            The units that have to be encoded; None (and nothing held) where there is no room.
+        """
+        spec, pool = request.spec, self.pools["mm"]
+        keys = [spec.unit_key(i) for i in range(len(spec.unit_tokens))]
+        held: list[tuple[int, ...]] = []
+        blocks: dict[Hashable, tuple[int, ...]] = {}
+        for key in dict.fromkeys(keys):  # first what is here, lest making room for the rest throws it out
+            arrival = self.arrivals.get(key)
+            if arrival is not None:
+                pool.hold(arrival.blocks)
+                blocks[key] = arrival.blocks
+            elif (found := pool.share(key)) is not None:
+                blocks[key] = found
+        held += blocks.values()
+        for key, tokens in dict(zip(keys, spec.unit_tokens)).items():
+            if key not in blocks:
+                new = pool.take(blocks_for(tokens, self.mm_block_size))
+                if new is None:
+                    for some in held:
+                        pool.give_back(some)
+                    return None
+                held.append(new)
+                blocks[key] = new
+        request.holdings[self.name, "mm"] = tuple(block for some in held for block in some)
+        return self._await(request, keys, blocks)
+
+    def _await(self, request: Request, keys: Sequence[Hashable], blocks: dict[Hashable, tuple[int, ...]]) -> list[int]:
+        """Enter a request among those that wait for its units; returns the units that nobody has asked for yet."""
+        to_encode = []
+        for index, key in enumerate(keys):
+            request.mm_blocks[index] = blocks[key]
+            if key not in self.arrivals and self.pools["mm"].knows(key):
+                continue
+            if key not in self.arrivals:
+                self.arrivals.expect(key, blocks[key])
+                to_encode.append(index)
+            self.arrivals.wait(key, request, index)
+            request.missing.add(index)
+        return to_encode
 
     def kv_need(self, spec: RequestSpec, *, decoded_here: bool) -> int:
         """KV blocks a request may come to need here.
@@ -89,12 +137,39 @@ class Ledger:
         """Whether the KV pool, were it empty, would hold prompt and answer."""
         return self.kv_need(spec, decoded_here=True) <= self.pools["kv"].capacity
 
+    def reserve_kv(self, request: Request, *, decoded_here: bool) -> bool:
+        """Hold KV blocks and a slot for a prompt, the KV that is here already included; False where there is no room.
+
+        At least one token of the prompt is left to be run: its logits make the first token of the answer.
+        """
+        spec, pool = request.spec, self.pools["kv"]
+        found = 0
+        while found < len(spec.block_keys) and pool.knows(spec.block_keys[found]):
+            found += 1
+        found = min(found, (spec.prompt_tokens - 1) // self.block_size)
+        shared = tuple(block for key in spec.block_keys[:found] for block in pool.share(key) or ())
+        new = pool.take(self.kv_need(spec, decoded_here=decoded_here) - len(shared))
+        slot = self.pools["slot"].take(1) if new is not None else None
+        if new is None or slot is None:
+            pool.give_back(shared + (new or ()))
+            return False
+        request.holdings[self.name, "kv"] = shared + new
+        request.holdings[self.name, "slot"] = slot
+        request.prefilled = request.cached = found * self.block_size
+        return True
+
+    def publish_kv(self, request: Request, start: int, end: int) -> None:
+        """The KV of prompt tokens ``start .. end`` is in place: whole blocks of it can be shared from now on."""
+        keys, blocks = request.spec.block_keys, request.kv_blocks(self.name)
+        for i in range(start // self.block_size, min(end // self.block_size, len(keys))):
+            self.pools["kv"].publish(keys[i], (blocks[i],))
+
     def has_turn(self, request: Request) -> bool:
         """Whether `request`, prefilled elsewhere, may start decoding here now: there is room, and no older prompt of
         this instance's own waits for it."""
         if not self.room_for(self.kv_need(request.spec, decoded_here=True)):
             return False
-        return all(request.order < r.order for r in self.prefill_queue if not r.prefilled)
+        return all(request.order < r.order for r in self.prefill_queue if r.state is State.PREFILL_QUEUED)
 
     def max_units(self, bucket: int) -> int:
         """Encode units of a bucket in one step, all devices together."""
@@ -124,17 +199,22 @@ class Ledger:
         self._queued[bucket] -= len(taken)
         return tuple(taken)
 
-    def drop_units(self, request_id: str) -> int:
-        """Take a request's units out of the encode queue; returns how many there were."""
-        before = len(self.encode_queue)
-        kept = []
+    def hand_on_units(self, request_id: str, heir: Callable[[Unit], Unit | None]) -> list[Unit]:
+        """A request leaves: each of its queued units goes to its heir, in place, or out of the queue where it has none.
+
+        Returns:
+            The units that left the queue.
+        """
+        kept, dropped = [], []
         for unit in self.encode_queue:
-            if unit.request_id == request_id:
+            next_one = heir(unit) if unit.request_id == request_id else unit
+            if next_one is None:
                 self._queued[unit.bucket] -= 1
+                dropped.append(unit)
             else:
-                kept.append(unit)
+                kept.append(next_one)
         self.encode_queue = collections.deque(kept)
-        return before - len(kept)
+        return dropped
 
     def take(self, pool: str, count: int, request: Request) -> tuple[int, ...] | None:
         """Blocks of `pool` for `request`, entered among its holdings; None where there is no room."""

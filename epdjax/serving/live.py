@@ -2,18 +2,18 @@
 
 import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from epdjax.models.media import EncodeUnit, MediaItem, Prompt
+from epdjax.serving.content import ContentKeys
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.errors import RequestError, TooLong
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.request import RequestSpec
-from epdjax.serving.work import UnitMove
 
 Sink = Callable[[RequestOutput | RequestError], None]
 """Called from the engine's thread with each snapshot, and at the end with the last one or an error. Must not block."""
@@ -25,12 +25,12 @@ class LiveUnit:
 
     Attributes:
         unit: its inputs; None once they are on their way to the encoder.
-        picks: int32 ``[tokens]``, rows of the encoder's output that are its tokens.
+        count: how many tokens it makes.
         positions, taps, tokens: int32 ``[n]``: which entry of ``mm_rows`` reads which of its tokens.
     """
 
     unit: EncodeUnit | None
-    picks: np.ndarray
+    count: int
     positions: np.ndarray
     taps: np.ndarray
     tokens: np.ndarray
@@ -43,12 +43,14 @@ class LiveRequest:
     Attributes:
         spec: what the scheduler knows.
         prompt: arrays over the prompt's tokens, as `steps.prefill` takes them (without the batch axis). ``mm_rows``,
-            -1 at first, is filled in as units are moved.
+            -1 at first, is filled in before the first chunk is run.
         units: all encode units, in prompt order.
         rope_delta: from a position of the answer to its rotary position.
         seed: int32.
         stop_token_ids: tokens that end the answer.
         tokens: the answer so far.
+        cached_tokens: of the prompt, those whose KV was there already.
+        placed: whether ``mm_rows`` is filled in.
     """
 
     spec: RequestSpec
@@ -61,6 +63,8 @@ class LiveRequest:
     detokenizer: Detokenizer
     sink: Sink
     tokens: list[int] = dataclasses.field(default_factory=list)
+    cached_tokens: int = 0
+    placed: bool = False
 
     @classmethod
     def make(
@@ -71,6 +75,7 @@ class LiveRequest:
         *,
         model: Any,
         unit_sizes: tuple[int, ...],
+        keys: ContentKeys,
         max_tokens: int,
         seed: int,
         eos_token_ids: frozenset[int],
@@ -82,6 +87,7 @@ class LiveRequest:
         Args:
             model: the model's config.
             unit_sizes: declared sizes of encode units.
+            keys: of the prompt's contents.
 
         Raises:
             TooLong: a unit is larger than any of them.
@@ -100,6 +106,9 @@ class LiveRequest:
             unit_tokens=tuple(unit.tokens for unit in units),
             media_bytes=sum(item.nbytes for item in prompt.media),
             unit_buckets=tuple(bisect.bisect_left(unit_sizes, unit.size) for unit in units),
+            unit_keys=keys.units,
+            unit_starts=_starts(prompt),
+            block_keys=keys.blocks,
             whole=() if prompt.sees is None else _whole_spans(prompt.sees),
         )
         return cls(
@@ -121,17 +130,17 @@ class LiveRequest:
         assert unit is not None
         return unit
 
-    def land(self, move: UnitMove, mm_block_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Note where a unit's MM tokens lie from now on.
+    def place(self, mm_blocks: Sequence[Sequence[int]], mm_block_size: int) -> None:
+        """Note where the units' MM tokens lie; their inputs are not needed any more where all have been encoded."""
+        for unit, blocks in zip(self.units, mm_blocks, strict=True):
+            rows = pool_rows(blocks, unit.count, mm_block_size)
+            self.prompt["mm_rows"][unit.positions, unit.taps] = rows[unit.tokens]
+        self.placed = True
 
-        Returns:
-            (rows of the encoder's output, rows of the MM pool that they go to).
-        """
-        unit = self.units[move.unit.index]
-        within = np.arange(len(unit.picks))
-        rows = np.asarray(move.blocks, np.int32)[within // mm_block_size] * mm_block_size + within % mm_block_size
-        self.prompt["mm_rows"][unit.positions, unit.taps] = rows[unit.tokens]
-        return unit.picks, rows
+    def drop_inputs(self) -> None:
+        """Let go of units that others of equal content were encoded for."""
+        for unit in self.units:
+            unit.unit = None
 
     def accept(self, token: int) -> bool:
         """Take the next token of the answer; returns whether it ends it."""
@@ -140,6 +149,23 @@ class LiveRequest:
             return True
         self.detokenizer.push(token)
         return self.detokenizer.stopped
+
+
+def pool_rows(blocks: Sequence[int], tokens: int, block_size: int) -> np.ndarray:
+    """Rows of an MM pool that `tokens` MM tokens in `blocks` take, int32 ``[tokens]``."""
+    within = np.arange(tokens)
+    return np.asarray(blocks, np.int32)[within // block_size] * block_size + within % block_size
+
+
+def _starts(prompt: Prompt) -> tuple[int, ...]:
+    """The first position that reads each unit; of a mixed item any position may read any unit."""
+    starts = []
+    for item, positions in _positions(prompt):
+        first = 0
+        for unit in item.units:
+            starts.append(int(positions[0 if item.mix is not None else first]))
+            first += unit.tokens
+    return tuple(starts)
 
 
 def _prompt_arrays(prompt: Prompt, model: Any) -> dict[str, np.ndarray]:
@@ -179,8 +205,7 @@ def _lay_out(prompt: Prompt) -> list[LiveUnit]:
         start = 0
         for unit in item.units:
             mine = (tokens >= start) & (tokens < start + unit.tokens)
-            picks = np.arange(unit.tokens) if unit.picks is None else unit.picks
-            laid.append(LiveUnit(unit, picks, rows[mine], taps[mine], tokens[mine] - start))
+            laid.append(LiveUnit(unit, unit.tokens, rows[mine], taps[mine], tokens[mine] - start))
             start += unit.tokens
     return laid
 

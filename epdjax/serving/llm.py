@@ -12,6 +12,7 @@ from typing import Any
 
 from epdjax.models.media import Prompt
 from epdjax.serving.config import EngineConfig
+from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.deployment import build
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.engine import Engine
@@ -74,21 +75,29 @@ class _Serving:
         """Messages with their media decoded, as this model wants them (see `resolve_messages`); slow, any thread."""
         return resolve_messages(messages, self.limits, self.processor)
 
-    def _chat_prompt(self, messages: Messages) -> Prompt:
+    def _chat_prompt(self, messages: Messages) -> tuple[Prompt, ContentKeys]:
         """Messages, media still encoded or already pictures, to a prompt. Slow: runs off the serving threads."""
         resolved = self.resolve_media(messages)
         try:
-            return self.processor.prompt(resolved)
+            prompt = self.processor.prompt(resolved)
         except ValueError as error:
             raise InvalidRequest(str(error), param="messages") from error
+        return prompt, self._keys(prompt)
 
-    def _text_prompt(self, text: str) -> Prompt:
+    def _keys(self, prompt: Prompt) -> ContentKeys:
+        return content_keys(prompt, self.deployment.scheduling.block_size)
+
+    def _text_prompt(self, text: str) -> tuple[Prompt, ContentKeys]:
         try:
-            return self.processor.encode(text)
+            prompt = self.processor.encode(text)
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
+        return prompt, self._keys(prompt)
 
-    def _request(self, request_id: str | None, prompt: Prompt, params: SamplingParams, sink: Sink) -> LiveRequest:
+    def _request(
+        self, request_id: str | None, prepared: tuple[Prompt, ContentKeys], params: SamplingParams, sink: Sink
+    ) -> LiveRequest:
+        prompt, keys = prepared
         length = len(prompt.token_ids)
         if length == 0:
             raise InvalidRequest("the prompt is empty")
@@ -105,6 +114,7 @@ class _Serving:
             params,
             model=self.deployment.model,
             unit_sizes=self.deployment.scheduling.buckets.unit_sizes,
+            keys=keys,
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             seed=_seed32(seed),
             eos_token_ids=self.processor.eos_token_ids,
@@ -158,7 +168,7 @@ class LLM(_Serving):
         return self._serve([self._text_prompt(text) for text in texts], params)
 
     def _serve(
-        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, prompts: list[tuple[Prompt, ContentKeys]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[RequestOutput]:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
@@ -240,7 +250,7 @@ class AsyncLLM(_Serving):
             if not finished:
                 self._engine.abort(request_id)
 
-    async def _prepare(self, messages: Messages) -> Prompt:
+    async def _prepare(self, messages: Messages) -> tuple[Prompt, ContentKeys]:
         if self._draining:
             raise ServiceUnavailable("the server is shutting down and takes no more requests")
         if self._preparing >= self.config.max_requests:

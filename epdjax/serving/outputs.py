@@ -18,9 +18,13 @@ class CompletionOutput:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOutput:
-    """A snapshot of one request. The last one has `finished` set."""
+    """A snapshot of one request. The last one has `finished` set.
+
+    `cached_tokens` of the prompt's tokens were not run again: their KV was there.
+    """
 
     request_id: str
     prompt_tokens: int
     outputs: tuple[CompletionOutput, ...]
     finished: bool
+    cached_tokens: int = 0

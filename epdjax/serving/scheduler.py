@@ -67,7 +67,7 @@ class Scheduler:
             raise InvalidRequest(f"request id {spec.request_id!r} is already in use")
         check_fits(spec, self.config, list(self.instances.values()))
         check_load(spec, self.config, len(self.requests), self.queued)
-        request = Request(spec, arrived=now, order=next(self._orders), units_pending=len(spec.unit_tokens))
+        request = Request(spec, arrived=now, order=next(self._orders))
         self.requests[spec.request_id] = request
         self.queued.units += len(spec.unit_tokens)
         self.queued.media_bytes += spec.media_bytes
@@ -96,17 +96,15 @@ class Scheduler:
             case MoveMM():
                 self.staging.moved(work.encode_id)
                 for row in work.rows:
-                    if request := requests.get(row.unit.request_id):
-                        request.units_pending -= 1
-                for request in requests.values():
-                    if request.units_pending == 0:
-                        self.queued.media_bytes -= request.spec.media_bytes
-                        self._queue_prefill(request)
+                    for waiting, index in self.instances[work.instance].arrivals.landed(row.unit.key):
+                        self._unit_is_there(waiting, index)
             case Prefill():
                 for chunk in work.chunks:
-                    if chunk.is_last and (request := requests.get(chunk.request_id)):
-                        self._prefilled(request)
-                        done += self._delivered(request, stopped)
+                    if request := requests.get(chunk.request_id):
+                        self.instances[work.instance].publish_kv(request, chunk.start, chunk.start + chunk.length)
+                        if chunk.is_last:
+                            self._prefilled(request)
+                            done += self._delivered(request, stopped)
             case MoveKV():
                 for request in requests.values():
                     self._leave_prefill(request)
@@ -121,12 +119,21 @@ class Scheduler:
         requests = self._land(work)
         if isinstance(work, Encode):
             self.staging.discard(work.work_id)
+            requests |= self._lost_units(work.units)
         elif isinstance(work, MoveMM):
             self.staging.moved(work.encode_id)
+            requests |= self._lost_units([row.unit for row in work.rows])
         return [self._fail(request) for request in requests.values()]
+
+    def _lost_units(self, units: Sequence[Unit]) -> dict[str, Request]:
+        """Units whose MM tokens will not come; returns the requests that wait for them."""
+        waiting = [who for unit in units for who, _ in self.instances[unit.target].arrivals.failed(unit.key)]
+        return {request.request_id: request for request in waiting}
 
     def lost(self, instance: str, now: float) -> list[Finished]:
         """The pools of an instance are gone: every request with something on it ends in an error."""
+        for pool in ("kv", "mm"):
+            self.instances[instance].pools[pool].forget()
         affected = [
             request for request in self.requests.values() if any(name == instance for name, _ in request.holdings)
         ]
@@ -154,7 +161,8 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """No request, and no work running."""
-        return not self.requests and not self.leaving and not any(i.in_flight for i in self.instances.values())
+        running = any(ledger.in_flight or len(ledger.arrivals) for ledger in self.instances.values())
+        return not (self.requests or self.leaving or running)
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
@@ -186,24 +194,28 @@ class Scheduler:
             request = self.waiting[0]
             fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
             roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
-            if not roomy:
+            # Where nobody has room for everything, what is there already may make the difference.
+            ledger = self._choose("P", roomy or fitting)
+            to_encode = ledger.reserve_mm(request)
+            if to_encode is None:
                 return
             del self.waiting[0]
-            ledger = self._choose("P", roomy)
             self._assign_prefill(request, ledger)
-            for index, tokens in enumerate(request.spec.unit_tokens):
-                blocks = ledger.take("mm", blocks_for(tokens, ledger.mm_block_size), request)
-                assert blocks is not None
-                request.mm_blocks[index] = blocks
             request.state = State.ENCODING
-            self._queue_units(request, ledger)
+            self.queued.units -= len(request.spec.unit_tokens) - len(to_encode)
+            self._queue_units(request, ledger, to_encode)
+            if request.missing:
+                ledger.prefill_queue.append(request)
+            else:
+                self._all_units_there(request)
+                self._queue_prefill(request)
 
-    def _queue_units(self, request: Request, prefiller: Ledger) -> None:
+    def _queue_units(self, request: Request, prefiller: Ledger, indices: Sequence[int]) -> None:
         """IRP: each unit goes to the encoder with the least to do. An instance that both encodes and prefills keeps
         its own, which saves the move."""
         spec = request.spec
         buckets = spec.unit_buckets or (0,) * len(spec.unit_tokens)
-        units = [Unit(request.request_id, index, bucket) for index, bucket in enumerate(buckets)]
+        units = [Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i)) for i in indices]
         encoders = self._with_role("E")
         if prefiller.performs("E"):
             encoders = [prefiller]
@@ -215,6 +227,16 @@ class Scheduler:
     def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
         request.p_name = ledger.name
         ledger.prompt_tokens += request.spec.prompt_tokens
+
+    def _unit_is_there(self, request: Request, index: int) -> None:
+        request.missing.discard(index)
+        if not request.missing:
+            self._all_units_there(request)
+            if request.state is State.ENCODING:
+                request.state = State.PREFILL_QUEUED  # it is in the queue already
+
+    def _all_units_there(self, request: Request) -> None:
+        self.queued.media_bytes -= request.spec.media_bytes
 
     def _queue_prefill(self, request: Request) -> None:
         request.state = State.PREFILL_QUEUED
@@ -233,8 +255,12 @@ class Scheduler:
     def _drain_ready(self) -> Iterable[Work]:
         while self.ready:
             work = self.ready.popleft()
-            if isinstance(work, MoveMM):  # its requests may have left since
-                rows = tuple(row for row in work.rows if row.unit.request_id in self.requests)
+            if isinstance(work, MoveMM):  # nobody may want it any longer
+                arrivals = self.instances[work.instance].arrivals
+                unwanted = [row for row in work.rows if arrivals.unwanted(row.unit.key)]
+                for row in unwanted:
+                    arrivals.failed(row.unit.key)
+                rows = tuple(row for row in work.rows if row not in unwanted)
                 if not rows:
                     self.staging.moved(work.encode_id)
                     continue
@@ -266,25 +292,40 @@ class Scheduler:
         chunks: list[Chunk] = []
         longest = 0
         for request in list(ledger.prefill_queue):
-            length = request.spec.chunk_end(request.prefilled, ledger.buckets.max_chunk) - request.prefilled
+            length = self._chunk_length(ledger, request)
+            if length == 0:
+                continue  # its next MM tokens are still on their way
             if ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length)) is None:
                 break
-            if request.prefilled == 0 and not self._start_prefill(ledger, request):
-                break
+            if request.state is not State.PREFILLING:
+                if not self._start_prefill(ledger, request):
+                    break
+                length = self._chunk_length(ledger, request)  # some of it may have been found in the cache
+                if length == 0:
+                    continue
             longest = max(longest, length)
             chunks.append(self._chunk(ledger, request, length))
         return Prefill(next(self._work_ids), ledger.name, tuple(chunks)) if chunks else None
+
+    def _chunk_length(self, ledger: Ledger, request: Request) -> int:
+        """Tokens of a request's next chunk; 0 while it waits for MM tokens.
+
+        Encoding and prefill of one request overlap: a chunk may start when the MM tokens it needs are there, though
+        only a full one, since the rest of a short one would take a step of its own.
+        """
+        start, most = request.prefilled, ledger.buckets.max_chunk
+        end = request.spec.not_inside(min(start + most, request.ready))
+        if request.missing and end < request.spec.not_inside(start + most):
+            return 0
+        return max(0, end - start)
 
     def _start_prefill(self, ledger: Ledger, request: Request) -> bool:
         """Take KV blocks and a slot for a prompt; False where there is no room yet."""
         stays = ledger.performs("D")
         if stays and self.move_queue and min(r.order for r in self.move_queue) < request.order:
             return False  # an older sequence waits for this kind of room
-        need = ledger.kv_need(request.spec, decoded_here=stays)
-        if not ledger.room_for(need):
+        if not ledger.reserve_kv(request, decoded_here=stays):
             return False
-        ledger.take("kv", need, request)
-        ledger.take("slot", 1, request)
         request.state = State.PREFILLING
         if stays:
             request.d_name = ledger.name
@@ -298,8 +339,17 @@ class Scheduler:
         if is_last:
             ledger.prefill_queue.remove(request)
             request.scheduled = 1
-        blocks = request.kv_blocks(ledger.name)
-        return Chunk(request.request_id, start, length, is_last, request.slot(ledger.name), blocks)
+        mm_blocks = tuple(request.mm_blocks[i] for i in range(len(request.spec.unit_tokens)))
+        return Chunk(
+            request.request_id,
+            start,
+            length,
+            is_last,
+            request.slot(ledger.name),
+            request.kv_blocks(ledger.name),
+            mm_blocks,
+            request.cached,
+        )
 
     def _moves_kv(self) -> Iterable[Work]:
         """Start moving prefilled sequences, oldest first, to D instances with room for their longest answer."""
@@ -365,9 +415,12 @@ class Scheduler:
         """Queue the moves of an encode's rows, one for each destination."""
         rows: dict[str, list[UnitMove]] = {}
         for row, unit in enumerate(work.units):
-            request = self.requests.get(unit.request_id)
-            if request is not None and request.p_name is not None:
-                rows.setdefault(request.p_name, []).append(UnitMove(unit, row, request.mm_blocks[unit.index]))
+            arrivals = self.instances[unit.target].arrivals
+            arrival = arrivals.get(unit.key)
+            if arrival is not None and arrival.waiting:
+                rows.setdefault(unit.target, []).append(UnitMove(unit, row, arrival.blocks))
+            elif arrival is not None:
+                arrivals.failed(unit.key)
         self.staging.encoded(work.work_id, moves=len(rows))
         for target, moves in rows.items():
             self.ready.append(MoveMM(next(self._work_ids), work.instance, target, work.work_id, tuple(moves)))
@@ -414,7 +467,7 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Take a request out of every queue, and give back what it holds once no running work touches it."""
         del self.requests[request.request_id]
-        if request.units_pending:
+        if request.missing or request.state is State.WAITING:
             self.queued.media_bytes -= request.spec.media_bytes
         if request.state is State.WAITING:
             self.queued.units -= len(request.spec.unit_tokens)
@@ -438,9 +491,20 @@ class Scheduler:
             ledger.prompt_tokens -= request.spec.prompt_tokens
         if request in ledger.prefill_queue:
             ledger.prefill_queue.remove(request)
-        if request.state is State.ENCODING:
+        if request.missing:
+            ledger.arrivals.leave(request)
             for encoder in self._with_role("E"):
-                self.queued.units -= encoder.drop_units(request.request_id)
+                for unit in encoder.hand_on_units(request.request_id, self._heir):
+                    self.queued.units -= 1
+                    ledger.arrivals.failed(unit.key)
+
+    def _heir(self, unit: Unit) -> Unit | None:
+        """The unit of equal content of another request that waits for it."""
+        arrival = self.instances[unit.target].arrivals.get(unit.key)
+        if arrival is None or not arrival.waiting:
+            return None
+        request, index = arrival.waiting[0]
+        return dataclasses.replace(unit, request_id=request.request_id, index=index)
 
     def _give_back_all(self, request: Request) -> None:
         for name, pool in list(request.holdings):

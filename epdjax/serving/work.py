@@ -1,16 +1,25 @@
 """Work: the things the scheduler starts on instances. Plain data, the same for the live engine and for a simulator."""
 
 import dataclasses
+from collections.abc import Hashable
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One encode unit of a request, by its index over all the request's media; `bucket` is the number of its size
-    among `Buckets.unit_sizes`."""
+    """One encode unit: whose it is and where it goes.
+
+    Attributes:
+        request_id, index: the request that has its data, and its number over all the request's media.
+        bucket: the number of its size among `Buckets.unit_sizes`.
+        target: the P instance that waits for it.
+        key: of its content.
+    """
 
     request_id: str
     index: int
     bucket: int = 0
+    target: str = ""
+    key: Hashable = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +56,8 @@ class MoveMM:
 class Chunk:
     """Prompt tokens ``start .. start + length`` of a request, in one row of a prefill.
 
-    The chunk that ends the prompt samples the first answer token into sequence slot `slot`.
+    The chunk that ends the prompt samples the first answer token into sequence slot `slot`. `mm_blocks` are the MM
+    blocks of each of the request's units; of the first `cached` prompt tokens the KV was there already.
     """
 
     request_id: str
@@ -56,6 +66,8 @@ class Chunk:
     is_last: bool
     slot: int
     kv_blocks: tuple[int, ...]
+    mm_blocks: tuple[tuple[int, ...], ...] = ()
+    cached: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +116,13 @@ Work = Encode | MoveMM | Prefill | MoveKV | Decode
 
 
 def request_ids(work: Work) -> tuple[str, ...]:
-    """The requests a work touches, each once, in order."""
+    """The requests whose blocks a work touches, each once, in order.
+
+    Encoding and moving MM tokens touch none: what they write belongs to whoever wants it, see `arrivals`.
+    """
     match work:
-        case Encode(units=units):
-            ids = [unit.request_id for unit in units]
-        case MoveMM(rows=rows):
-            ids = [row.unit.request_id for row in rows]
+        case Encode() | MoveMM():
+            ids = []
         case Prefill(chunks=chunks):
             ids = [chunk.request_id for chunk in chunks]
         case MoveKV(request_id=request_id):

@@ -1,10 +1,12 @@
 """Any family's model run on a prompt as a whole, without caches, pages or batches: what serving has to agree with."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from epdjax.models.attention import FULL, AttentionKind, dense_attention
 from epdjax.models.lmm import LMM
@@ -22,9 +24,19 @@ def encode_unit(model: LMM, unit: EncodeUnit, size: int | None = None) -> np.nda
         padded[(0, *(slice(n) for n in unit.inputs[name].shape))] = unit.inputs[name]
         inputs[name] = padded
     assert set(inputs) == set(unit.inputs)
-    out = np.asarray(model.encoder(inputs))[0]
+    out = np.asarray(_encode(*_split(model.encoder), inputs))[0]
     assert out.shape == (model.config.unit_tokens(size), model.config.mm_width)
     return out[: unit.tokens] if unit.picks is None else out[unit.picks]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graph: Any, state: Any, inputs: Any) -> jax.Array:
+    return nnx.merge(graph, state)(inputs)
+
+
+@functools.lru_cache(maxsize=4)  # splitting takes as long as a small model takes to run
+def _split(encoder: nnx.Module) -> tuple[Any, Any]:
+    return nnx.split(encoder)
 
 
 def mm_tokens(model: LMM, prompt: Prompt) -> np.ndarray:
@@ -83,7 +95,7 @@ class Dense:
 def logits(model: LMM, prompt: Prompt) -> np.ndarray:
     """Of every token of the prompt, float32 ``[t, vocab]``."""
     dense = Dense(model, prompt)
-    return np.asarray(dense.logits(dense.x_btd))[0]
+    return np.asarray(jax.jit(dense.logits)(dense.x_btd))[0]
 
 
 def greedy(model: LMM, prompt: Prompt, count: int) -> list[int]:

@@ -176,6 +176,7 @@ def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypa
     """A program raises once. Requests in it end in an error; the engine, its blocks and later answers are unharmed."""
     conversation = CONVERSATIONS["many tiles"]
     before = llm.chat(conversation, GREEDY)[0].outputs[0].token_ids
+    forget(llm)
     instance = next(i for i in llm.deployment.instances.values() if any(k[0] == step for k in i.programs))
     programs, failures = dict(instance.programs), []
 
@@ -190,6 +191,57 @@ def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypa
     assert failures == [step]
     assert "0x" not in str(error.value)
     assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == before
+    audit(llm._engine.scheduler)
+
+
+def forget(llm: LLM) -> None:
+    """Empty the caches of an idle engine."""
+    for ledger in llm._engine.scheduler.instances.values():
+        for pool in ledger.pools.values():
+            pool.forget()
+
+
+def count_units(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Units of every encode step from now on."""
+    seen: list[int] = []
+    for instance in llm.deployment.instances.values():
+        encode = instance.encode
+
+        def counted(encode_id, units, encode=encode):
+            seen.append(len(units))
+            return encode(encode_id, units)
+
+        monkeypatch.setattr(instance, "encode", counted)
+    return seen
+
+
+def test_what_is_cached_is_neither_encoded_nor_run_again(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = count_units(llm, monkeypatch)
+    forget(llm)
+    for name in ("many tiles", "two pictures", "long text"):
+        first, second = (llm.chat(CONVERSATIONS[name], GREEDY)[0] for _ in range(2))
+        assert second.outputs[0].token_ids == first.outputs[0].token_ids, name
+        assert second.cached_tokens >= first.prompt_tokens - 16 - (first.prompt_tokens - 1) % 16, name
+    forget(llm)
+    units = len(llm.processor.prompt(CONVERSATIONS["many tiles"]).media[0].units)
+    encoded.clear()
+    before = llm.chat(CONVERSATIONS["many tiles"], GREEDY)[0]
+    assert before.cached_tokens == 0
+    other_words = ask("and the dog in this picture?", picture(60, 40, 2))
+    llm.chat(other_words, GREEDY)
+    assert sum(encoded) == units, "another question about the same picture"
+    audit(llm._engine.scheduler)
+
+
+def test_many_ask_about_one_picture_at_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = count_units(llm, monkeypatch)
+    forget(llm)
+    conversations = [ask(f"question {i}", picture(60, 40, 77)) for i in range(12)]
+    together = [o.outputs[0].token_ids for o in llm.chat(conversations, GREEDY)]
+    assert sum(encoded) == len(llm.processor.prompt(conversations[0]).media[0].units)
+    for conversation, tokens in zip(conversations, together):
+        forget(llm)
+        assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == tokens
     audit(llm._engine.scheduler)
 
 

@@ -1,6 +1,7 @@
 """The scheduler under random arrivals, aborts, completions, failures: books balance, and nothing waits for ever."""
 
 import collections
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,7 +17,7 @@ from epdjax.serving.request import RequestSpec
 from epdjax.serving.scheduler import Scheduler
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 
-BUCKETS = default_buckets(max_model_len=256, block_size=16, max_chunk=64, max_seqs=4, max_units=2)
+BUCKETS = default_buckets(max_model_len=256, block_size=16, max_chunk=64, max_seqs=4, max_units=2, unit_sizes=(1, 2))
 
 
 def make_scheduler(layout: str, **limits: int) -> Scheduler:
@@ -43,12 +44,15 @@ class Machine(RuleBasedStateMachine):
         self.serial = 0
         self.ended: dict[str, str] = {}
         self.live: set[str] = set()
+        self.specs: dict[str, RequestSpec] = {}
+        self.landed: set = set()
         self.tokens: collections.Counter[str] = collections.Counter()
         self.wanted: dict[str, int] = {}
 
     def start(self) -> None:
         self.now += 1
         for work in self.scheduler.next_work(self.now):
+            self.check(work)
             lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
             self.lanes.setdefault((work.instance, lane), collections.deque()).append(work)
 
@@ -70,11 +74,29 @@ class Machine(RuleBasedStateMachine):
     @rule(
         prompt=st.integers(1, 150),
         answer=st.integers(1, 40),
-        units=st.lists(st.integers(1, 33), max_size=6),
+        contents=st.lists(st.integers(0, 5), max_size=6),
+        text=st.integers(0, 2),
+        shares=st.booleans(),
     )
-    def arrive(self, prompt: int, answer: int, units: list[int]) -> None:
+    def arrive(self, prompt: int, answer: int, contents: list[int], text: int, shares: bool) -> None:
+        """A request for some of six pictures and three texts, with or without the keys that let it share."""
         self.serial += 1
-        spec = RequestSpec(f"r{self.serial}", prompt + sum(units), answer, tuple(units), media_bytes=100 * len(units))
+        units = [6 * content + 3 for content in contents]
+        length = prompt + sum(units)
+        spec = RequestSpec(
+            f"r{self.serial}",
+            length,
+            answer,
+            tuple(units),
+            media_bytes=100 * len(units),
+            unit_buckets=tuple(content % 2 for content in contents),
+            unit_keys=tuple(("picture", content) for content in contents) if shares else (),
+            unit_starts=tuple(prompt // 2 + sum(units[:i]) for i in range(len(units))),
+            block_keys=tuple(("text", text, tuple(contents), i) for i in range(length // 16)) if shares else (),
+            whole=tuple((prompt // 2 + sum(units[:i]), prompt // 2 + sum(units[: i + 1])) for i in range(len(units)))
+            if text == 2
+            else (),
+        )
         try:
             self.scheduler.add(spec, self.now)
         except Overloaded:
@@ -83,6 +105,7 @@ class Machine(RuleBasedStateMachine):
             assert spec.prompt_tokens + spec.max_tokens > 200  # the pools hold 320 tokens of KV, 384 of MM
             return
         self.live.add(spec.request_id)
+        self.specs[spec.request_id] = spec
         self.wanted[spec.request_id] = answer
         self.start()
 
@@ -101,7 +124,25 @@ class Machine(RuleBasedStateMachine):
         self.finish_one(self.pop(pick), stop)
         self.start()
 
+    def check(self, work: Work) -> None:
+        """Nothing is run before its MM tokens are there, or twice; what is encoded is of one size."""
+        if isinstance(work, Encode):
+            assert len({unit.bucket for unit in work.units}) == 1
+            assert len({(unit.target, unit.key) for unit in work.units}) == len(work.units)
+            assert all(unit.request_id in self.live for unit in work.units)
+        if isinstance(work, Prefill):
+            for chunk in work.chunks:
+                spec = self.specs[chunk.request_id]
+                assert 0 < chunk.length <= BUCKETS.max_chunk
+                end = chunk.start + chunk.length
+                for i, start in enumerate(spec.unit_starts):
+                    landed = (work.instance, spec.unit_key(i)) in self.landed
+                    assert landed or end <= start, f"{chunk} before unit {i}"
+                assert not any(first < end < last for first, last in spec.whole)
+
     def finish_one(self, work: Work, stop: bool) -> None:
+        if isinstance(work, MoveMM):
+            self.landed |= {(work.instance, row.unit.key) for row in work.rows}
         stopped = []
         if isinstance(work, Prefill):
             sampled = [chunk.request_id for chunk in work.chunks if chunk.is_last]
@@ -270,3 +311,100 @@ def test_stages_of_a_monolith_take_turns() -> None:
         pending.extend(scheduler.next_work(0.0))
     between = "".join("P" if kind is Prefill else "D" for kind in kinds)
     assert "PPP" not in between
+
+
+def drive(scheduler: Scheduler) -> list[Work]:
+    """Run everything to its end, in order."""
+    done, pending = [], collections.deque(scheduler.next_work(0.0))
+    while pending:
+        work = pending.popleft()
+        done.append(work)
+        scheduler.finished(work, 0.0)
+        pending.extend(scheduler.next_work(0.0))
+    return done
+
+
+def picture(request_id: str, *contents: str, **more: Any) -> RequestSpec:
+    """A request about some pictures of 16 tokens each."""
+    keys = tuple(("picture", content) for content in contents)
+    return RequestSpec(request_id, 100, 2, (16,) * len(contents), unit_keys=keys, **more)
+
+
+def test_a_picture_is_encoded_once() -> None:
+    scheduler = make_scheduler("E P D")
+    for i in range(3):
+        scheduler.add(picture(f"r{i}", "cat"), 0.0)
+    scheduler.add(picture("twice", "dog", "cat", "dog"), 0.0)
+    works = drive(scheduler)
+    encoded = [unit.key for work in works if isinstance(work, Encode) for unit in work.units]
+    assert sorted(encoded) == [("picture", "cat"), ("picture", "dog")]
+    scheduler.add(picture("later", "cat"), 0.0)
+    assert not any(isinstance(work, (Encode, MoveMM)) for work in drive(scheduler))
+    assert scheduler.idle
+    audit(scheduler)
+
+
+def test_who_waits_for_a_picture_inherits_it() -> None:
+    """The request whose data would have been encoded leaves; another one that waits for the same content takes over."""
+    scheduler = make_scheduler("E P D")
+    scheduler.add(picture("busy", *"abcdefgh"), 0.0)  # keeps the encoder and its staging busy
+    first = scheduler.next_work(0.0)
+    scheduler.add(picture("owner", "cat"), 0.0)
+    scheduler.add(picture("heir", "cat"), 0.0)
+    scheduler.next_work(0.0)
+    scheduler.abort("owner", 0.0)
+    audit(scheduler)
+    pending, encoded = collections.deque(first), []
+    while pending:
+        work = pending.popleft()
+        encoded += [unit for unit in getattr(work, "units", ()) if unit.key == ("picture", "cat")]
+        scheduler.finished(work, 0.0)
+        pending.extend(scheduler.next_work(0.0))
+    assert [unit.request_id for unit in encoded] == ["heir"]
+    assert scheduler.idle
+    audit(scheduler)
+
+
+def test_a_shared_beginning_is_run_once() -> None:
+    keys = tuple(("system prompt", i) for i in range(6))
+    scheduler = make_scheduler("E P D")
+    scheduler.add(RequestSpec("first", 100, 2, block_keys=keys), 0.0)
+    drive(scheduler)
+    scheduler.add(RequestSpec("second", 100, 2, block_keys=(*keys[:4], "other", "tail")), 0.0)
+    [prefill] = [work for work in drive(scheduler) if isinstance(work, Prefill)]
+    [chunk] = prefill.chunks
+    assert (chunk.start, chunk.length, chunk.cached) == (64, 36, 64)
+    scheduler.add(RequestSpec("again", 96, 2, block_keys=keys), 0.0)
+    [prefill] = [work for work in drive(scheduler) if isinstance(work, Prefill)]
+    assert prefill.chunks[0].start == 80, "one token at least is run"
+    audit(scheduler)
+
+
+def test_lost_pools_are_not_shared() -> None:
+    keys = tuple(("system prompt", i) for i in range(6))
+    scheduler = make_scheduler("E P D")
+    scheduler.add(picture("first", "cat", block_keys=keys), 0.0)
+    drive(scheduler)
+    scheduler.lost("P1", 0.0)
+    scheduler.add(picture("second", "cat", block_keys=keys), 0.0)
+    works = drive(scheduler)
+    assert any(isinstance(work, Encode) for work in works)
+    assert next(work for work in works if isinstance(work, Prefill)).chunks[0].start == 0
+    audit(scheduler)
+
+
+def test_prefill_starts_while_pictures_are_encoded() -> None:
+    """64 tokens are a chunk: the first needs no picture, the second needs the first one only."""
+    scheduler = make_scheduler("E P D")
+    spec = RequestSpec("r", 200, 1, (16, 16, 16), unit_starts=(64, 130, 160))
+    scheduler.add(spec, 0.0)
+    begun = scheduler.next_work(0.0)
+    assert [type(work) for work in begun] == [Encode, Encode, Prefill]
+    assert begun[2].chunks[0].length == 64
+    scheduler.finished(begun[2], 0.0)
+    assert scheduler.next_work(0.0) == []
+    scheduler.finished(begun[0], 0.0)  # the first two pictures
+    [move] = scheduler.next_work(0.0)
+    scheduler.finished(move, 0.0)
+    [prefill] = scheduler.next_work(0.0)
+    assert (prefill.chunks[0].start, prefill.chunks[0].length) == (64, 64)

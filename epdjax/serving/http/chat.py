@@ -93,7 +93,7 @@ class ChatExchange(Response):
         if request.stream:
             await self._send(send, events, more=False)
             return
-        used = protocol.usage(answer.prompt_tokens, len(answer.outputs[0].token_ids))
+        used = protocol.usage(answer.prompt_tokens, len(answer.outputs[0].token_ids), answer.cached_tokens)
         text, reason = answer.outputs[0].text, answer.outputs[0].finish_reason or "stop"
         content = protocol.completion(self._id, model, self._created, text, reason, used)
         await JSONResponse(content)(scope, receive, send)
@@ -141,7 +141,7 @@ class ChatExchange(Response):
         output: RequestOutput | None = None
         async for output in outputs:
             answer = output.outputs[0]
-            used = protocol.usage(output.prompt_tokens, len(answer.token_ids))
+            used = protocol.usage(output.prompt_tokens, len(answer.token_ids), output.cached_tokens)
             events = []
             if not self._started:
                 events.append(self._chunk(model, {"role": "assistant", "content": ""}, options, used))
@@ -153,7 +153,7 @@ class ChatExchange(Response):
             if output.finished:
                 break
         last = _finished(output)
-        used = protocol.usage(last.prompt_tokens, len(last.outputs[0].token_ids))
+        used = protocol.usage(last.prompt_tokens, len(last.outputs[0].token_ids), last.cached_tokens)
         reason: Any = last.outputs[0].finish_reason
         events = [self._chunk(model, {}, options, used, reason)]
         if options.include_usage:

@@ -204,17 +204,18 @@ def _json(value: Any) -> str:
     return pydantic_core.to_json(value).decode()
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """OpenAI's usage object."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+    """OpenAI's usage object; of `cached_tokens` of the prompt the KV was there already."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
 def completion(
-    request_id: str, model: str, created: int, text: str, finish_reason: str, used: Mapping[str, int]
+    request_id: str, model: str, created: int, text: str, finish_reason: str, used: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The answer to a request that does not stream."""
     message = {"role": "assistant", "content": text, "refusal": None}

@@ -71,7 +71,12 @@ def test_a_stream_in_order_with_usage(client: httpx.Client) -> None:
     assert [event["choices"][0]["finish_reason"] for event in got[:-1]] == [None] * 4 + ["stop"]
     assert all(event["usage"] is None for event in got[:-1])
     assert got[-1]["choices"] == []
-    assert got[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert got[-1]["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert len({event["id"] for event in got}) == 1 and {event["object"] for event in got} == {"chat.completion.chunk"}
 
 

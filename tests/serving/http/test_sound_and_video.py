@@ -1,11 +1,9 @@
 """Audio and video of requests: decoded as they are, refused where they must be."""
 
 import base64
-import io
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import av
 import numpy as np
 import pytest
 
@@ -15,24 +13,10 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.audio import load_audio
 from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.media.video import load_video
+from tests.serving.http.films import film
 from tests.serving.http.sounds import RATE, compressed, tone, wav
 
 LIMITS = ServingLimits(max_audio_seconds=5, max_video_frames=16, max_video_seconds=120, max_image_pixels=10_000)
-
-
-def film(frames: int, fps: int = 10, width: int = 64, height: int = 48) -> bytes:
-    """Frame i is of one gray, 8 * i (and small enough that the codec keeps it)."""
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as file:
-        stream = file.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(frames):
-            gray = np.full((height, width, 3), min(255, 8 * i), np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")):
-                file.mux(packet)
-        for packet in stream.encode(None):
-            file.mux(packet)
-    return out.getvalue()
 
 
 def every(step: int) -> Callable[[int, float], np.ndarray]:
