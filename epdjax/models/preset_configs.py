@@ -232,6 +232,57 @@ LLAVA_ONEVISION_7B = {
     "vision_config": _tower(1152, 26, 16, 4304, 384, model_type="siglip_vision_model", vision_use_head=False),
 }
 
+QWEN2_AUDIO_7B = {
+    "model_type": "qwen2_audio",
+    "audio_token_index": 151646,
+    "text_config": _sizes(4096, 32, 32, 32, 11008, 156032, 8192, model_type="qwen2", rms_norm_eps=1e-5, rope_theta=1e4),
+    "audio_config": {
+        "model_type": "qwen2_audio_encoder",
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+        "max_source_positions": 1500,
+    },
+}
+
+ULTRAVOX_0_3 = {
+    "model_type": "ultravox",
+    "audio_token_index": 128256,
+    "hidden_size": 4096,
+    "projector_act": "swiglu",
+    "stack_factor": 8,
+    "audio_config": {
+        "model_type": "whisper",
+        "d_model": 768,
+        "encoder_layers": 12,
+        "encoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072,
+        "num_mel_bins": 80,
+        "max_source_positions": 1500,
+    },
+    "text_config": _sizes(
+        4096,
+        32,
+        32,
+        8,
+        14336,
+        128256,
+        131072,
+        model_type="llama",
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+}
+
 PRESETS: dict[str, Preset] = {
     "Gemma-3-4B": Preset(
         "google/gemma-3-4b-it",
@@ -277,6 +328,7 @@ PRESETS: dict[str, Preset] = {
         source=f"{HUB}, of lmms-lab/llava-onevision-qwen2-7b-ov, from which this was converted with 64 more tokens",
     ),
     "MiniCPM-V-2.6": Preset("openbmb/MiniCPM-V-2_6", MINICPM_V_2_6, 8_099_175_152),
+    "Qwen2-Audio-7B": Preset("Qwen/Qwen2-Audio-7B-Instruct", QWEN2_AUDIO_7B, 8_397_094_912),
     "Qwen2.5-VL-3B": Preset(
         "Qwen/Qwen2.5-VL-3B-Instruct",
         _qwen2_5_vl(_qwen2(2048, 36, 16, 2, 11008, 151936, 128000, tied=True), 3420),
@@ -296,4 +348,11 @@ PRESETS: dict[str, Preset] = {
         preprocessor=QWEN2_5_VL_PIXELS,
     ),
     "Qwen3-VL-8B": Preset("Qwen/Qwen3-VL-8B-Instruct", QWEN3_VL_8B, 8_767_123_696, preprocessor=QWEN3_VL_PIXELS),
+    "Ultravox-v0.3": Preset(
+        "fixie-ai/ultravox-v0_3",
+        ULTRAVOX_0_3,
+        8_030_261_248 + 88_154_112 + 33_564_672,
+        source="the hub holds its projector alone: the safetensors count there of Llama 3.1 8B, and by their widths "
+        "the encoder of Whisper small and the projector",
+    ),
 }
