@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import bench_encode, eval_demo, memory_table, serve, train_demo
+from epdjax.cli import bench_encode, eval_demo, load_test, memory_table, serve, train_demo
 
 COMMANDS = {
     "serve": serve,
@@ -11,6 +11,7 @@ COMMANDS = {
     "eval-demo": eval_demo,
     "memory-table": memory_table,
     "bench-encode": bench_encode,
+    "load-test": load_test,
 }
 
 

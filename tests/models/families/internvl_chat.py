@@ -13,7 +13,7 @@ from tests.models.tiny import PATCH, TILE, VOCAB_ROWS, random_checkpoint, tiny_t
 
 MODEL_TYPE = "internvl_chat"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "internlm2": {"kind": "internlm2", "num_heads": 6, "num_kv_heads": 3},
+    "internlm2": {"kind": "internlm2", "num_heads": 6, "num_kv_heads": 2},
     "internlm2 behind the larger tower": {"kind": "internlm2", "num_kv_heads": 1, "bias": True, "large": True},
     "qwen2": {"kind": "qwen2", "template": "Hermes-2", "thumbnail": False},
     "llama": {"kind": "llama", "num_kv_heads": 4, "template": "internvl2_5", "select_layer": -2},

@@ -1,0 +1,1 @@
+"""What if: workloads, and what a deployment makes of them."""
