@@ -17,7 +17,7 @@ def audit(scheduler: Scheduler) -> None:
         for pool_name, pool in ledger.pools.items():
             held = [block for r in everyone for block in r.holdings.get((name, pool_name), ())]
             if pool_name == "staging":
-                held = scheduler.staging.held_by(name)
+                held = scheduler.encoding.staging.held_by(name)
             elif pool_name == "mm":
                 held += ledger.arrivals.held()
             assert len(held) == pool.users, f"{name} {pool_name}: {len(held)} holds, {pool.users} counted"
@@ -27,7 +27,12 @@ def audit(scheduler: Scheduler) -> None:
     pending = sum(r.spec.media_bytes for r in waiting)
     assert scheduler.queued.media_bytes == pending, f"queued bytes: {scheduler.queued.media_bytes} != {pending}"
     if scheduler.idle:
-        queues: tuple[Sized, ...] = (scheduler.waiting, scheduler.move_queue, scheduler.ready, scheduler.staging)
+        queues: tuple[Sized, ...] = (
+            scheduler.waiting,
+            scheduler.move_queue,
+            scheduler.encoding.ready,
+            scheduler.encoding.staging,
+        )
         assert not any(len(queue) for queue in queues), "a queue outlives its requests"
         assert scheduler.queued.units == 0, f"{scheduler.queued.units} units outlive their requests"
         for ledger in scheduler.instances.values():

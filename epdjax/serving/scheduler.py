@@ -10,18 +10,19 @@ everything it holds as soon as no running work touches it.
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load
 from epdjax.serving.blocks import blocks_for
+from epdjax.serving.encoding import EncodeStage
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
 from epdjax.serving.outputs import FinishReason
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
 from epdjax.serving.request import Request, RequestSpec, State
-from epdjax.serving.staging import Staging
-from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Unit, UnitMove, Work, request_ids
+from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 from epdjax.serving.work import Sequence as Row
 
 
@@ -44,14 +45,13 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.waiting: list[Request] = []  # have media, no instance yet
         self.move_queue: list[Request] = []  # prefilled, wait for a D instance
-        self.ready: collections.deque[Work] = collections.deque()  # moves that follow from finished work
-        self.staging = Staging()
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
         self._key = ORDERS[config.order]
         self._assign = {role: ASSIGNMENTS[config.assignment]() for role in "EPD"}
         self._work_ids = itertools.count(1)
         self._orders = itertools.count()
         self.queued = Queued()
+        self.encoding = EncodeStage(self.instances, functools.partial(self._choose, "E"), self._work_ids, self.queued)
 
     # ---- what the scheduler is told -------------------------------------------------------------------------------
 
@@ -92,12 +92,10 @@ class Scheduler:
         done: list[Finished] = []
         match work:
             case Encode():
-                self._encoded(work)
+                self.encoding.encoded(work)
             case MoveMM():
-                self.staging.moved(work.encode_id)
-                for row in work.rows:
-                    for waiting, index in self.instances[work.instance].arrivals.landed(row.unit.key):
-                        self._unit_is_there(waiting, index)
+                for waiting, index in self.encoding.landed(work):
+                    self._unit_is_there(waiting, index)
             case Prefill():
                 for chunk in work.chunks:
                     if request := requests.get(chunk.request_id):
@@ -117,18 +115,9 @@ class Scheduler:
     def failed(self, work: Work, now: float) -> list[Finished]:
         """Work raised: the requests in it end in an error, and nothing else is touched."""
         requests = self._land(work)
-        if isinstance(work, Encode):
-            self.staging.discard(work.work_id)
-            requests |= self._lost_units(work.units)
-        elif isinstance(work, MoveMM):
-            self.staging.moved(work.encode_id)
-            requests |= self._lost_units([row.unit for row in work.rows])
+        if isinstance(work, (Encode, MoveMM)):
+            requests |= self.encoding.failed(work)
         return [self._fail(request) for request in requests.values()]
-
-    def _lost_units(self, units: Sequence[Unit]) -> dict[str, Request]:
-        """Units whose MM tokens will not come; returns the requests that wait for them."""
-        waiting = [who for unit in units for who, _ in self.instances[unit.target].arrivals.failed(unit.key)]
-        return {request.request_id: request for request in waiting}
 
     def lost(self, instance: str, now: float) -> list[Finished]:
         """The pools of an instance are gone: every request with something on it ends in an error."""
@@ -144,7 +133,7 @@ class Scheduler:
     def next_work(self, now: float) -> list[Work]:
         """The work to start now, in the order to start it."""
         self._admit()
-        works = [self._begin(work) for work in self._drain_ready()]
+        works: list[Work] = [self._begin(work) for work in self.encoding.moves()]
         works += [self._begin(work) for work in self._moves_kv()]
         for ledger in self.instances.values():
             while len(ledger.in_flight) < IN_FLIGHT:
@@ -156,7 +145,7 @@ class Scheduler:
 
     def is_staged(self, encode_id: int) -> bool:
         """Whether the result of an encode is still to be moved somewhere."""
-        return encode_id in self.staging
+        return encode_id in self.encoding.staging
 
     @property
     def idle(self) -> bool:
@@ -203,26 +192,12 @@ class Scheduler:
             self._assign_prefill(request, ledger)
             request.state = State.ENCODING
             self.queued.units -= len(request.spec.unit_tokens) - len(to_encode)
-            self._queue_units(request, ledger, to_encode)
+            self.encoding.queue(request, ledger, to_encode)
             if request.missing:
                 ledger.prefill_queue.append(request)
             else:
                 self._all_units_there(request)
                 self._queue_prefill(request)
-
-    def _queue_units(self, request: Request, prefiller: Ledger, indices: Sequence[int]) -> None:
-        """IRP: each unit goes to the encoder with the least to do. An instance that both encodes and prefills keeps
-        its own, which saves the move."""
-        spec = request.spec
-        buckets = spec.unit_buckets or (0,) * len(spec.unit_tokens)
-        units = [Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i)) for i in indices]
-        encoders = self._with_role("E")
-        if prefiller.performs("E"):
-            encoders = [prefiller]
-        elif any(not e.performs("P") for e in encoders):
-            encoders = [e for e in encoders if not e.performs("P")]
-        for unit in units:
-            self._choose("E", encoders).queue_unit(unit)
 
     def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
         request.p_name = ledger.name
@@ -252,39 +227,18 @@ class Scheduler:
             self.requests[request_id].in_flight += 1
         return work
 
-    def _drain_ready(self) -> Iterable[Work]:
-        while self.ready:
-            work = self.ready.popleft()
-            if isinstance(work, MoveMM):  # nobody may want it any longer
-                arrivals = self.instances[work.instance].arrivals
-                unwanted = [row for row in work.rows if arrivals.unwanted(row.unit.key)]
-                for row in unwanted:
-                    arrivals.failed(row.unit.key)
-                rows = tuple(row for row in work.rows if row not in unwanted)
-                if not rows:
-                    self.staging.moved(work.encode_id)
-                    continue
-                work = dataclasses.replace(work, rows=rows)
-            yield work
-
     def _one_for(self, ledger: Ledger) -> Work | None:
-        make = {"E": self._encode, "P": self._prefill, "D": self._decode}
+        make: dict[str, Callable[[Ledger], Work | None]] = {
+            "E": self.encoding.next_step,
+            "P": self._prefill,
+            "D": self._decode,
+        }
         for role in ledger.next_roles():
             work = make[role](ledger)
             if work is not None:
                 ledger.took_turn(role)
                 return work
         return None
-
-    def _encode(self, ledger: Ledger) -> Work | None:
-        if not ledger.encode_queue:
-            return None
-        work_id = next(self._work_ids)
-        if not self.staging.begin(work_id, ledger):
-            return None
-        units = ledger.next_units()
-        self.queued.units -= len(units)
-        return Encode(work_id, ledger.name, units)
 
     def _prefill(self, ledger: Ledger) -> Work | None:
         """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
@@ -411,20 +365,6 @@ class Scheduler:
                 del self.leaving[request_id]
         return live
 
-    def _encoded(self, work: Encode) -> None:
-        """Queue the moves of an encode's rows, one for each destination."""
-        rows: dict[str, list[UnitMove]] = {}
-        for row, unit in enumerate(work.units):
-            arrivals = self.instances[unit.target].arrivals
-            arrival = arrivals.get(unit.key)
-            if arrival is not None and arrival.waiting:
-                rows.setdefault(unit.target, []).append(UnitMove(unit, row, arrival.blocks))
-            elif arrival is not None:
-                arrivals.failed(unit.key)
-        self.staging.encoded(work.work_id, moves=len(rows))
-        for target, moves in rows.items():
-            self.ready.append(MoveMM(next(self._work_ids), work.instance, target, work.work_id, tuple(moves)))
-
     def _prefilled(self, request: Request) -> None:
         """The prompt is in the KV pool and the first token sampled."""
         assert request.p_name is not None
@@ -492,19 +432,7 @@ class Scheduler:
         if request in ledger.prefill_queue:
             ledger.prefill_queue.remove(request)
         if request.missing:
-            ledger.arrivals.leave(request)
-            for encoder in self._with_role("E"):
-                for unit in encoder.hand_on_units(request.request_id, self._heir):
-                    self.queued.units -= 1
-                    ledger.arrivals.failed(unit.key)
-
-    def _heir(self, unit: Unit) -> Unit | None:
-        """The unit of equal content of another request that waits for it."""
-        arrival = self.instances[unit.target].arrivals.get(unit.key)
-        if arrival is None or not arrival.waiting:
-            return None
-        request, index = arrival.waiting[0]
-        return dataclasses.replace(unit, request_id=request.request_id, index=index)
+            self.encoding.leave(request, ledger)
 
     def _give_back_all(self, request: Request) -> None:
         for name, pool in list(request.holdings):

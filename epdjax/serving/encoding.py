@@ -1,0 +1,128 @@
+"""The encode stage of the scheduler: from the units of a request to MM tokens on its P instance.
+
+It owns the encode queues, the staging of encode results and the moves of MM tokens that follow from them.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from epdjax.serving.admission import Queued
+from epdjax.serving.ledger import Ledger
+from epdjax.serving.request import Request
+from epdjax.serving.staging import Staging
+from epdjax.serving.work import Encode, MoveMM, Unit, UnitMove
+
+
+class EncodeStage:
+    """See the module.
+
+    Args:
+        instances: all ledgers.
+        choose: which of several encoders gets the next unit.
+        work_ids: numbers for new work.
+        queued: what waits to be encoded, counted for admission.
+    """
+
+    def __init__(
+        self,
+        instances: Mapping[str, Ledger],
+        choose: Callable[[Sequence[Ledger]], Ledger],
+        work_ids: Iterator[int],
+        queued: Queued,
+    ):
+        self._instances, self._choose, self._work_ids, self._queued = instances, choose, work_ids, queued
+        self.staging = Staging()
+        self.ready: collections.deque[MoveMM] = collections.deque()  # moves that follow from finished encodes
+
+    def queue(self, request: Request, prefiller: Ledger, indices: Sequence[int]) -> None:
+        """Queue units of a request whose P instance has been chosen.
+
+        IRP: each unit goes to the encoder with the least to do. An instance that both encodes and prefills keeps its
+        own, which saves the move.
+        """
+        spec = request.spec
+        buckets = spec.unit_buckets or (0,) * len(spec.unit_tokens)
+        encoders = self._encoders()
+        if prefiller.performs("E"):
+            encoders = [prefiller]
+        elif any(not e.performs("P") for e in encoders):
+            encoders = [e for e in encoders if not e.performs("P")]
+        for i in indices:
+            unit = Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i))
+            self._choose(encoders).queue_unit(unit)
+
+    def next_step(self, ledger: Ledger) -> Encode | None:
+        """The next encode step of an instance; None where nothing is queued, or too much waits to be moved."""
+        if not ledger.encode_queue:
+            return None
+        work_id = next(self._work_ids)
+        if not self.staging.begin(work_id, ledger):
+            return None
+        units = ledger.next_units()
+        self._queued.units -= len(units)
+        return Encode(work_id, ledger.name, units)
+
+    def encoded(self, work: Encode) -> None:
+        """An encode has finished: queue the moves of its rows, one for each destination."""
+        rows: dict[str, list[UnitMove]] = {}
+        for row, unit in enumerate(work.units):
+            arrivals = self._instances[unit.target].arrivals
+            arrival = arrivals.get(unit.key)
+            if arrival is not None and arrival.waiting:
+                rows.setdefault(unit.target, []).append(UnitMove(unit, row, arrival.blocks))
+            else:
+                arrivals.failed(unit.key)
+        self.staging.encoded(work.work_id, moves=len(rows))
+        for target, moves in rows.items():
+            self.ready.append(MoveMM(next(self._work_ids), work.instance, target, work.work_id, tuple(moves)))
+
+    def moves(self) -> Iterable[MoveMM]:
+        """The moves to start now: of what somebody still wants."""
+        while self.ready:
+            work = self.ready.popleft()
+            arrivals = self._instances[work.instance].arrivals
+            unwanted = [row for row in work.rows if arrivals.unwanted(row.unit.key)]
+            for row in unwanted:
+                arrivals.failed(row.unit.key)
+            rows = tuple(row for row in work.rows if row not in unwanted)
+            if rows:
+                yield dataclasses.replace(work, rows=rows)
+            else:
+                self.staging.moved(work.encode_id)
+
+    def landed(self, work: MoveMM) -> list[tuple[Request, int]]:
+        """A move has landed; returns the (request, unit index) that waited for it."""
+        self.staging.moved(work.encode_id)
+        arrivals = self._instances[work.instance].arrivals
+        return [waiting for row in work.rows for waiting in arrivals.landed(row.unit.key)]
+
+    def failed(self, work: Encode | MoveMM) -> dict[str, Request]:
+        """MM tokens will not come; returns the requests that waited for them."""
+        if isinstance(work, Encode):
+            self.staging.discard(work.work_id)
+            units: Sequence[Unit] = work.units
+        else:
+            self.staging.moved(work.encode_id)
+            units = [row.unit for row in work.rows]
+        waiting = [who for unit in units for who, _ in self._instances[unit.target].arrivals.failed(unit.key)]
+        return {request.request_id: request for request in waiting}
+
+    def leave(self, request: Request, prefiller: Ledger) -> None:
+        """A request does not wait any longer: its queued units go to others that want the same content, or away."""
+        prefiller.arrivals.leave(request)
+        for encoder in self._encoders():
+            for unit in encoder.hand_on_units(request.request_id, self._heir):
+                self._queued.units -= 1
+                prefiller.arrivals.failed(unit.key)
+
+    def _encoders(self) -> list[Ledger]:
+        return [ledger for ledger in self._instances.values() if ledger.performs("E")]
+
+    def _heir(self, unit: Unit) -> Unit | None:
+        """The unit of equal content of another request that waits for it."""
+        arrival = self._instances[unit.target].arrivals.get(unit.key)
+        if arrival is None or not arrival.waiting:
+            return None
+        request, index = arrival.waiting[0]
+        return dataclasses.replace(unit, request_id=request.request_id, index=index)
