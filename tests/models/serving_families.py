@@ -31,7 +31,8 @@ def describe(
     record_property: Callable[[str, object], None], module: ModuleType, variant: str, judge: str, meshes: Sequence[str]
 ) -> None:
     """Say in the test report what a test covers, for `support_matrix`."""
-    kinds = {part["type"] for said in module.conversations().values() for turn in said for part in turn["content"]}
+    turns = [turn["content"] for said in module.conversations().values() for turn in said]
+    kinds = {"text" if isinstance(part, str) else part["type"] for content in turns for part in content}
     record_property("family", module.MODEL_TYPE)
     record_property("variant", variant)
     record_property("judge", judge)
