@@ -34,7 +34,7 @@ def table(cases: list[dict[str, str]]) -> str:
         kinds = {kind for case in mine for kind in case["modalities"].split()}
         meshes = dict.fromkeys(mesh for case in mine for mesh in case["meshes"].split())
         cells = [f"`{family}`", *("yes" if kind in kinds else "" for kind in KINDS), mine[0]["judge"]]
-        cells += [", ".join(dict.fromkeys(case["variant"] for case in mine)), ", ".join(f"`{mesh}`" for mesh in meshes)]
+        cells += ["; ".join(dict.fromkeys(case["variant"] for case in mine)), ", ".join(f"`{mesh}`" for mesh in meshes)]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

@@ -14,10 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from epdjax.models import config_of, family_of, load_model
 from epdjax.models.lmm import LMM
+from epdjax.models.registry import FAMILIES as REGISTERED
 from tests.models.dense import LONGEST, assert_close, encode_unit, logits, mm_tokens
 from tests.models.families import all_families
 from tests.models.record_families import GOLDENS, WIDTH
 from tests.models.serving_families import answers
+from tests.models.support_matrix import BEGIN, DOCS, END
 
 FAMILIES = all_families()
 JUDGED = [name for name, module in FAMILIES.items() if hasattr(module, "reference")]
@@ -88,3 +90,9 @@ def test_published_layout_loads(made: Made, tmp_path: Path) -> None:
     assert config_of(tmp_path) == made.model.config
     ours, published = (nnx.split(model)[1] for model in (made.model, load_model(tmp_path)))
     jax.tree.map(np.testing.assert_array_equal, published, ours)
+
+
+def test_every_family_is_tested_and_in_the_support_matrix() -> None:
+    assert set(FAMILIES) == set(REGISTERED)
+    matrix = DOCS.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    assert [name for name in REGISTERED if f"| `{name}` |" not in matrix] == []
