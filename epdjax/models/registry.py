@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -39,46 +39,8 @@ from epdjax.models.families.ultravox.model import UltravoxConfig, UltravoxEncode
 from epdjax.models.families.ultravox.processor import UltravoxProcessor
 from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
+from epdjax.models.model_config import ModelConfig
 from epdjax.models.processing.base import Processor
-from epdjax.models.text_config import TextConfig
-
-
-class ModelConfig(Protocol):
-    """What every family's config says to serving; the rest of it is the family's own business.
-
-    Attributes:
-        text: of the language model.
-        modalities: the kinds of media it takes: ``image``, ``video``, ``audio``.
-        mm_width: width of an MM token: the decoder's, times one more than `mm_levels`.
-        mm_levels: DeepStack levels that an MM token carries besides its embedding.
-        mm_taps: MM tokens that one position of a prompt can be mixed from (see `media.Mix`); 1: no mixing.
-        mm_block_size: MM tokens in a block.
-        mm_bidirectional: tokens of one picture see one another in both directions (see `media.Prompt.sees`).
-    """
-
-    @property
-    def text(self) -> TextConfig: ...
-    @property
-    def modalities(self) -> tuple[str, ...]: ...
-    @property
-    def mm_width(self) -> int: ...
-    @property
-    def mm_levels(self) -> int: ...
-    @property
-    def mm_taps(self) -> int: ...
-    @property
-    def mm_block_size(self) -> int: ...
-    @property
-    def mm_bidirectional(self) -> bool: ...
-
-    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
-        """Declared sizes of encode units, ascending; the last holds a unit that makes `max_tokens` MM tokens."""
-
-    def unit_inputs(self, size: int) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each of the encoder's inputs for one unit padded to `size`."""
-
-    def unit_tokens(self, size: int) -> int:
-        """Rows of MM tokens that the encoder makes of a unit padded to `size`."""
 
 
 @dataclasses.dataclass(frozen=True)

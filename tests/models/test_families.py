@@ -60,6 +60,11 @@ def test_answers_are_those_of_transformers(made: Made) -> None:
 
 
 @pytest.mark.parametrize("made", sorted(FAMILIES), indirect=True)
+def test_config_and_processor_agree_on_modalities(made: Made) -> None:
+    assert sorted(made.processor.placeholders) == sorted(made.model.config.modalities)
+
+
+@pytest.mark.parametrize("made", sorted(FAMILIES), indirect=True)
 def test_padding_changes_nothing(made: Made) -> None:
     """A unit gives the same MM tokens in every bucket that holds it."""
     sizes = made.model.config.unit_sizes(LONGEST)

@@ -28,7 +28,7 @@ class Processor:
     """Tokenizer, chat template and media processing of a checkpoint. Safe to call from several threads.
 
     A family sets `placeholders`, `mm_token` and `mm_token_id` and overrides ``prepare_image``, ``prepare_video``,
-    ``prepare_audio`` (those it has), `expand`, and, where it needs them, `layout`, `sample_frames`, `sampling_rate`.
+    ``prepare_audio`` (those it has) and, where it needs them, `expand`, `layout`, `sample_frames`, `sampling_rate`.
 
     Attributes:
         tokenizer: the HF tokenizer.
@@ -75,8 +75,11 @@ class Processor:
         raise ValueError(self._unsupported("audio"))
 
     def expand(self, item: MediaItem, index: int) -> str:
-        """What replaces the placeholder of the `index`-th media item; `mm_token` stands in it ``item.tokens`` times."""
-        raise NotImplementedError
+        """What replaces the placeholder of the `index`-th media item; `mm_token` stands in it ``item.tokens`` times.
+
+        By itself where the chat template writes the brackets around it, or there are none.
+        """
+        return self.mm_token * item.tokens
 
     def layout(self, prompt: Prompt) -> Prompt:
         """The last word on a prompt: rotary positions, what each token sees."""

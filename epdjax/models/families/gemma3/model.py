@@ -7,14 +7,14 @@ Every picture, and every crop of one, is an encode unit of one size. References:
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import RMSNorm, normalise, param
+from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
 
@@ -23,7 +23,7 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gemma3Config:
+class Gemma3Config(TileConfig):
     """A Gemma 3 model: vision tower, projector and decoder, and how uint8 pixels are normalised."""
 
     vision: VisionConfig
@@ -32,33 +32,13 @@ class Gemma3Config:
     image_token_id: int
     image_mean: tuple[float, ...] = SIGLIP_MEAN
     image_std: tuple[float, ...] = SIGLIP_STD
-    modalities: tuple[str, ...] = ("image",)
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = True
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    mm_bidirectional = True
 
     @property
     def pool(self) -> int:
         """Side of the square of patches that becomes one MM token."""
         return self.vision.grid // math.isqrt(self.tokens_per_image)
-
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
-
-    @property
-    def mm_block_size(self) -> int:
-        """MM tokens in a block: those of one picture."""
-        return self.tokens_per_image
-
-    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
-        """All units are alike."""
-        return (1,)
-
-    def unit_inputs(self, size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of the encoder's inputs for one unit."""
-        return {"pixels": (self.vision.unit_shape, np.uint8)}
 
     def unit_tokens(self, size: int) -> int:
         """MM tokens the encoder makes of a unit."""

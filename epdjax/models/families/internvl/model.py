@@ -6,14 +6,14 @@ always makes the same number of MM tokens. References: HF ``InternVLModel``, ``I
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import LayerNorm, Linear, activation, normalise
+from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
 
@@ -23,12 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVLConfig:
-    """An InternVL model: vision tower, projector and decoder, and how uint8 pixels are normalised.
-
-    `modalities`, the ``mm_`` and the ``unit_`` members are what serving asks of every family's config: see
-    `models.registry.ModelConfig`.
-    """
+class InternVLConfig(TileConfig):
+    """An InternVL model: vision tower, projector and decoder, and how uint8 pixels are normalised."""
 
     vision: VisionConfig
     text: TextConfig
@@ -38,10 +34,7 @@ class InternVLConfig:
     image_token_id: int
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
-    modalities: tuple[str, ...] = ("image", "video")
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
 
     @property
     def shuffle(self) -> int:
@@ -52,29 +45,6 @@ class InternVLConfig:
     def tokens_per_unit(self) -> int:
         """MM tokens that one tile makes."""
         return (self.vision.grid // self.shuffle) ** 2
-
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
-
-    @property
-    def mm_block_size(self) -> int:
-        """MM tokens in a block: those of one tile."""
-        return self.tokens_per_unit
-
-    @property
-    def unit_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one tile, uint8."""
-        return (self.vision.image_size, self.vision.image_size, self.vision.num_channels)
-
-    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
-        """All tiles are alike."""
-        return (1,)
-
-    def unit_inputs(self, size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of the encoder's inputs for one unit."""
-        return {"pixels": (self.unit_shape, np.uint8)}
 
     def unit_tokens(self, size: int) -> int:
         """MM tokens the encoder makes of a unit."""

@@ -78,10 +78,10 @@ class TileProcessor(Processor):
         """
         shape = self.media_shape(*image.size)
         tiles = self._tiles(image, self.tiled)[: shape.units]
-        if tiles.dtype != np.uint8 or tiles.shape != (shape.units, *self.config.unit_shape):
+        if tiles.dtype != np.uint8 or tiles.shape != (shape.units, *self.config.vision.unit_shape):
             raise ValueError(
                 f"a picture of {image.size} pixels became {tiles.dtype} {tiles.shape}, expected {shape.units} tiles of "
-                f"{self.config.unit_shape}"
+                f"{self.config.vision.unit_shape}"
             )
         return self._item("image", tiles)
 
@@ -150,8 +150,10 @@ def _load_image_processor(folder: Path, config: InternVLConfig) -> GotOcr2ImageP
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot load the image processor from {folder}: {error}") from error
     size = (processor.size["height"], processor.size["width"])
-    if size != config.unit_shape[:2]:
-        raise ValueError(f"the image processor makes tiles of {size}, the vision tower takes {config.unit_shape[:2]}")
+    if size != config.vision.unit_shape[:2]:
+        raise ValueError(
+            f"the image processor makes tiles of {size}, the vision tower takes {config.vision.unit_shape[:2]}"
+        )
     if not (processor.do_rescale and processor.do_normalize) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
         raise ValueError("the image processor must rescale by 1/255 and normalise (do_rescale, do_normalize)")
     return processor

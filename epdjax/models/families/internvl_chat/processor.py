@@ -44,7 +44,7 @@ class InternVLChatProcessor(TileProcessor):
     def __init__(self, folder: str | Path, config: InternVLChatConfig):
         """See `Processor`."""
         super().__init__(folder, config)
-        height, width, _ = config.unit_shape
+        height, width, _ = config.vision.unit_shape
         self.image_processor = GotOcr2ImageProcessorPil(
             size={"height": height, "width": width},
             min_patches=config.tiling.least,

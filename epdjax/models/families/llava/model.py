@@ -5,14 +5,14 @@ Every picture is one encode unit of one size. References: HF ``LlavaModel``, ``L
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import Linear, activation, normalise
+from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
 
@@ -22,7 +22,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
-class LlavaConfig:
+class LlavaConfig(TileConfig):
     """A LLaVA model: vision tower, projector and decoder, and how uint8 pixels are normalised.
 
     Attributes:
@@ -39,33 +39,12 @@ class LlavaConfig:
     image_token_id: int
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
-    modalities: tuple[str, ...] = ("image",)
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
 
     @property
     def tower_tokens(self) -> int:
         """Features of one picture that the projector is given."""
         return self.vision.num_positions - self.drop_first
-
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
-
-    @property
-    def mm_block_size(self) -> int:
-        """MM tokens in a block: those of one unit."""
-        return self.unit_tokens(1)
-
-    def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
-        """All units are alike."""
-        return (1,)
-
-    def unit_inputs(self, size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of the encoder's inputs for one unit."""
-        return {"pixels": (self.vision.unit_shape, np.uint8)}
 
     def unit_tokens(self, size: int) -> int:
         """MM tokens the encoder makes of a unit."""

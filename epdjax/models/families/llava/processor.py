@@ -46,7 +46,3 @@ class LlavaProcessor(Processor):
         (pixels,) = uint8_pictures(self.image_processor, image, self.config.vision.unit_shape)
         tokens = self.config.tower_tokens
         return MediaItem("image", (EncodeUnit({"pixels": pixels}, 1, tokens),), tokens)
-
-    def expand(self, item: MediaItem, index: int) -> str:
-        """The picture's MM tokens."""
-        return self.mm_token * item.tokens

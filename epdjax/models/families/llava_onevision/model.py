@@ -10,7 +10,7 @@ Reference: HF ``LlavaOnevisionModel`` of transformers 5, which reads the tower b
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ class LlavaOnevisionConfig(LlavaConfig):
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
     max_tiles: int = 9
     video_token_id: int = 151647
-    modalities: tuple[str, ...] = ("image", "video")
-    mm_taps: int = 4
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    mm_taps = 4
 
     def unit_tokens(self, size: int) -> int:
         """MM tokens the encoder makes of a tile: its patches, and a newline."""

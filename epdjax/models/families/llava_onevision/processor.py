@@ -99,10 +99,6 @@ class LlavaOnevisionProcessor(Processor):
         units = tuple(EncodeUnit({"pixels": tile}, 1, tokens) for tile in pixels)
         return MediaItem(kind, units, tokens * len(units) if mix is None else len(mix.rows), mix)
 
-    def expand(self, item: MediaItem, index: int) -> str:
-        """The item's MM tokens."""
-        return self.mm_token * item.tokens
-
     def layout(self, prompt: Prompt) -> Prompt:
         """A video's positions carry its own token, which `expand` left to this."""
         kinds = [item.kind == "video" for item in prompt.media]

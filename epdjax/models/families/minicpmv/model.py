@@ -7,7 +7,7 @@ with the checkpoint.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import nnx
 
 from epdjax.models.attention import blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, normalise, param
+from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig, VisionLayer
 
@@ -39,12 +40,8 @@ class Slicing:
 
 
 @dataclasses.dataclass(frozen=True)
-class MiniCPMVConfig:
-    """A MiniCPM-V 2.6 model, and how its pictures are cut and normalised.
-
-    `modalities`, the ``mm_`` and the ``unit_`` members are what serving asks of every family's config: see
-    `models.registry.ModelConfig`.
-    """
+class MiniCPMVConfig(ModelConfig):
+    """A MiniCPM-V 2.6 model, and how its pictures are cut and normalised."""
 
     vision: VisionConfig
     text: TextConfig
@@ -52,15 +49,7 @@ class MiniCPMVConfig:
     slicing: Slicing = Slicing()
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    modalities: tuple[str, ...] = ("image", "video")
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
-
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
 
     @property
     def mm_block_size(self) -> int:

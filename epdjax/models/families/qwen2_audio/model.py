@@ -5,7 +5,7 @@ A clip is one encode unit. References: HF ``Qwen2AudioModel``, ``Qwen2AudioEncod
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import Linear
+from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
 from epdjax.models.whisper import WhisperConfig, WhisperTower
 
@@ -30,22 +31,14 @@ AUDIO_DEFAULTS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2AudioConfig:
+class Qwen2AudioConfig(ModelConfig):
     """A Qwen2-Audio model: audio tower, projector and decoder."""
 
     audio: WhisperConfig
     text: TextConfig
     audio_token_id: int
-    modalities: tuple[str, ...] = ("audio",)
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
-    mm_block_size: int = 64
 
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
 
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """Declared numbers of log-mel frames, the last enough for a clip of `max_tokens` MM tokens."""

@@ -88,10 +88,6 @@ class Qwen2AudioProcessor(Processor):
         inputs = {"mel": mel_fb, "valid": np.ones((frames + 1) // 2, np.bool_)}
         return MediaItem("audio", (EncodeUnit(inputs, len(mel_fb), tokens),), tokens)
 
-    def expand(self, item: MediaItem, index: int) -> str:
-        """MM tokens alone: the marks around them are the template's."""
-        return self.mm_token * item.tokens
-
     def _apply_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         # Published templates know a clip by the key that holds it rather than by its type.
         def named(content: Any) -> Any:

@@ -7,7 +7,7 @@ from one group to another. References: HF ``Qwen2VLModel``, ``Qwen2_5_VLModel``,
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from epdjax.models.families.qwen_vl.fields import read_text, read_vision
 from epdjax.models.families.qwen_vl.vit import QwenVisionConfig, QwenVisionTower
 from epdjax.models.layers import normalise
+from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TextConfig
 
 # What the HF image processors normalise with, unless the checkpoint's settings say otherwise.
@@ -29,11 +30,10 @@ MAX_ASPECT = 200  # of a picture's sides, in pixels; the processors refuse more
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenVLConfig:
+class QwenVLConfig(ModelConfig):
     """A Qwen-VL model: vision tower and decoder, and how uint8 pixels are normalised.
 
-    `modalities`, the ``mm_`` and the ``unit_`` members are what serving asks of every family's config: see
-    `models.registry.ModelConfig`. Sizes of units are in patches.
+    Sizes of units are in patches.
 
     Attributes:
         tokens_per_second: M-RoPE positions that a second of video takes; None where time is told in the prompt's text.
@@ -48,20 +48,12 @@ class QwenVLConfig:
     unit_limit: int | None = None
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
-    modalities: tuple[str, ...] = ("image", "video")
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
-    mm_block_size: int = 64
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
 
     @property
     def mm_levels(self) -> int:
         """DeepStack levels that an MM token carries besides its embedding."""
         return len(self.vision.deepstack_layers)
-
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token with its levels."""
-        return (1 + self.mm_levels) * self.text.hidden_size
 
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """A ladder of sizes in patches, each twice the one before.

@@ -107,10 +107,6 @@ class Qwen2VLProcessor(Processor):
         """Which frames of a video to decode, as the checkpoint's video processor says."""
         return self.video_settings.sample(frames, fps, self.config.vision.temporal_patch_size)
 
-    def expand(self, item: MediaItem, index: int) -> str:
-        """The item's MM tokens; the chat template has put brackets around them."""
-        return self.mm_token * item.tokens
-
     def layout(self, prompt: Prompt) -> Prompt:
         """Tell videos from pictures, and give M-RoPE positions.
 

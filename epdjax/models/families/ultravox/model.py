@@ -7,7 +7,7 @@ silence that clips of a request are padded with; see `processor`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from epdjax.models.layers import Linear, RMSNorm
+from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
 from epdjax.models.whisper import WhisperConfig, WhisperTower
 
@@ -34,7 +35,7 @@ AUDIO_DEFAULTS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class UltravoxConfig:
+class UltravoxConfig(ModelConfig):
     """An Ultravox model: audio tower, projector and decoder.
 
     Attributes:
@@ -50,16 +51,8 @@ class UltravoxConfig:
     projector_size: int
     norm_mid: bool
     later: bool
-    modalities: tuple[str, ...] = ("audio",)
-    mm_levels: int = 0
-    mm_taps: int = 1
-    mm_bidirectional: bool = False
-    mm_block_size: int = 64
 
-    @property
-    def mm_width(self) -> int:
-        """Width of an MM token."""
-        return self.text.hidden_size
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
 
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """Declared numbers of log-mel frames, the last enough for a window of `max_tokens` MM tokens."""

@@ -122,10 +122,6 @@ class UltravoxProcessor(Processor):
             joined += space + text
         return joined
 
-    def expand(self, item: MediaItem, index: int) -> str:
-        """The end of turn, once for each MM token; windows of a long clip follow one another."""
-        return self.mm_token * item.tokens
-
     def encode(self, text: str, media: Sequence[MediaItem] = ()) -> Prompt:
         """See `Processor.encode`; MM positions are counted from where the placeholders were."""
         media = self._in_order(text, media)
