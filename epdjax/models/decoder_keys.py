@@ -1,6 +1,8 @@
 """Names of the decoder's tensors, as transformers writes those of Llama, Mistral, Qwen2, Qwen3 and Gemma 3."""
 
-from epdjax.models.keymap import KeyRule, flat, linear_rules, norm_rules
+import re
+
+from epdjax.models.keymap import Extra, KeyRule, flat, linear_rules, norm_rules
 
 
 def decoder_rules(
@@ -30,4 +32,16 @@ def decoder_rules(
         *(linear_rules(f"{layer}.mlp.{x}_proj", part, f"{ours}.mlp.{x}_proj") for x in ("gate", "up", "down")),
         norm_rules(f"{model}.norm", part, "norm"),
         linear_rules(head, part, "head"),
+    )
+
+
+def decoder_extras(model: str, head: str) -> tuple[Extra, ...]:
+    """What checkpoints hold of a decoder besides its parameters; the arguments are those of `decoder_rules`."""
+    return (
+        Extra(
+            re.escape(f"{head}.weight"),
+            when=lambda config: config.text.tie_embeddings,
+            same_as=f"{model}.embed_tokens.weight",
+        ),
+        Extra(r".*\.rotary_emb\.inv_freq"),  # a buffer that old versions saved
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from epdjax.models.decoder_keys import decoder_rules
+from epdjax.models.decoder_keys import decoder_extras, decoder_rules
 from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat, linear_rules, norm_rules
 
 
@@ -26,8 +26,21 @@ def _save_conv(x: np.ndarray, out: np.ndarray, config: Any) -> None:
 # (rows, cols, channels).
 PATCH_CONV = Transform(_conv_shape, _load_conv, _save_conv)
 
+
+def layer_rules(hf: str) -> tuple[KeyRule, ...]:
+    """A layer of CLIP or SigLIP, `hf` with ``{}`` for its number."""
+    ours = "tower.layers.{}"
+    return flat(
+        norm_rules(f"{hf}.layer_norm1", "encoder", f"{ours}.norm1"),
+        norm_rules(f"{hf}.layer_norm2", "encoder", f"{ours}.norm2"),
+        *(linear_rules(f"{hf}.self_attn.{x}_proj", "encoder", f"{ours}.attention.{x}_proj") for x in "qkv"),
+        linear_rules(f"{hf}.self_attn.out_proj", "encoder", f"{ours}.attention.o_proj"),
+        linear_rules(f"{hf}.mlp.fc1", "encoder", f"{ours}.fc1"),
+        linear_rules(f"{hf}.mlp.fc2", "encoder", f"{ours}.fc2"),
+    )
+
+
 _TOWER = "vision_tower"
-_LAYER, _OURS = f"{_TOWER}.encoder.layers.{{}}", "tower.layers.{}"
 
 TOWER = flat(
     (
@@ -37,12 +50,7 @@ TOWER = flat(
         KeyRule(f"{_TOWER}.embeddings.patch_embedding.bias", "encoder", "tower.patch_embed.bias"),
     ),
     norm_rules(f"{_TOWER}.pre_layrnorm", "encoder", "tower.pre_norm"),  # spelt so in every checkpoint
-    norm_rules(f"{_LAYER}.layer_norm1", "encoder", f"{_OURS}.norm1"),
-    norm_rules(f"{_LAYER}.layer_norm2", "encoder", f"{_OURS}.norm2"),
-    *(linear_rules(f"{_LAYER}.self_attn.{x}_proj", "encoder", f"{_OURS}.attention.{x}_proj") for x in "qkv"),
-    linear_rules(f"{_LAYER}.self_attn.out_proj", "encoder", f"{_OURS}.attention.o_proj"),
-    linear_rules(f"{_LAYER}.mlp.fc1", "encoder", f"{_OURS}.fc1"),
-    linear_rules(f"{_LAYER}.mlp.fc2", "encoder", f"{_OURS}.fc2"),
+    layer_rules(f"{_TOWER}.encoder.layers.{{}}"),
     norm_rules(f"{_TOWER}.post_layernorm", "encoder", "tower.final_norm"),
 )
 
@@ -71,14 +79,9 @@ def tower_keys(*projector: KeyRule, sandwich: bool = False) -> KeyMap:
             ("model.image_newline", "image_newline"),
         ),
         extras=(
-            Extra(
-                r"language_model\.lm_head\.weight",
-                when=lambda config: config.text.tie_embeddings,
-                same_as="language_model.model.embed_tokens.weight",
-            ),
+            *decoder_extras("language_model.model", "language_model.lm_head"),
             Extra(r"vision_tower\.head\..*"),  # SigLIP's pooling head, which no LMM reads
             Extra(r"vision_tower\.embeddings\.position_ids"),  # buffers that old versions saved
-            Extra(r".*\.rotary_emb\.inv_freq"),
         ),
     )
 

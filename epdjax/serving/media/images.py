@@ -12,7 +12,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from epdjax.serving.errors import MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.sources import PICTURE, read
+from epdjax.serving.media.sources import PICTURE, check_size, read
 
 FORMATS = "PNG, JPEG, WebP, GIF or BMP"
 ORIENTATION_TAG = 0x0112
@@ -90,15 +90,7 @@ def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:
 
 
 def _check_size(width: int, height: int, limits: ServingLimits) -> None:
-    if width * height > limits.max_image_pixels:
-        raise MediaError(
-            f"the picture is {width}x{height}; at most {limits.max_image_pixels} pixels are allowed: send a smaller one"
-        )
-    if min(width, height) < limits.min_image_side:
-        raise MediaError(
-            f"the picture is {width}x{height}; each side must have at least {limits.min_image_side} pixels: "
-            "send a larger one"
-        )
+    check_size(width, height, PICTURE, limits)
     if max(width, height) > limits.max_image_aspect_ratio * min(width, height):
         raise MediaError(
             f"the picture is {width}x{height}; the longer side may be at most {limits.max_image_aspect_ratio:g} times "

@@ -70,6 +70,24 @@ def read(source: object, kind: Kind, limits: ServingLimits, deadline: float | No
     return data
 
 
+def check_size(width: int, height: int, kind: Kind, limits: ServingLimits) -> None:
+    """Refuse pictures and frames of too many pixels, or too thin.
+
+    Raises:
+        MediaError: says which bound.
+    """
+    if width * height > limits.max_image_pixels:
+        raise MediaError(
+            f"the {kind.noun} is {width}x{height}; at most {limits.max_image_pixels} pixels are allowed: "
+            "send a smaller one"
+        )
+    if min(width, height) < limits.min_image_side:
+        raise MediaError(
+            f"the {kind.noun} is {width}x{height}; each side must have at least {limits.min_image_side} pixels: "
+            "send a larger one"
+        )
+
+
 def _read_url(source: str, kind: Kind, limits: ServingLimits, deadline: float | None) -> bytes:
     """The bytes behind a URL or path."""
     text = source.strip()

@@ -10,7 +10,7 @@ from epdjax.models.media import Video
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.containers import opened
-from epdjax.serving.media.sources import VIDEO, read
+from epdjax.serving.media.sources import VIDEO, check_size, read
 
 FORMATS = "MP4, WebM, MKV, MOV, AVI or GIF"
 Sampler = Callable[[int, float], np.ndarray]
@@ -36,7 +36,7 @@ def load_video(source: object, limits: ServingLimits, sample: Sampler, *, deadli
         if len(frames) != len(source.timestamps_s):
             raise MediaError(f"the video has {len(frames)} frames but {len(source.timestamps_s)} timestamps")
         _check_frames(len(frames), limits)
-        _check_size(frames.shape[2], frames.shape[1], limits)
+        check_size(frames.shape[2], frames.shape[1], VIDEO, limits)
         return source
     data = read(source, VIDEO, limits, deadline)
     deadline = time.monotonic() + limits.media_timeout_s if deadline is None else deadline
@@ -66,7 +66,7 @@ def _measure(data: bytes, limits: ServingLimits, deadline: float) -> tuple[int, 
     """(frames, frames per second), from the container's packets: what headers say is often wrong, or missing."""
     with opened(data, VIDEO, FORMATS) as container:
         stream = _stream(container)
-        _check_size(stream.codec_context.width, stream.codec_context.height, limits)
+        check_size(stream.codec_context.width, stream.codec_context.height, VIDEO, limits)
         count, last = 0, 0.0
         for packet in container.demux(stream):
             if packet.size:
@@ -92,7 +92,7 @@ def _decode(
         size: tuple[int, int] | None = None
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
-                _check_size(frame.width, frame.height, limits)
+                check_size(frame.width, frame.height, VIDEO, limits)
                 size = size or (frame.width, frame.height)
                 if (frame.width, frame.height) != size:
                     frame = frame.reformat(*size)  # some streams change their size on the way
@@ -128,18 +128,6 @@ def _check_frames(count: int, limits: ServingLimits) -> None:
         raise MediaError(
             f"{count} frames of the video would be used; at most {limits.max_video_frames} are allowed: send a shorter "
             "one, or one with fewer frames per second"
-        )
-
-
-def _check_size(width: int, height: int, limits: ServingLimits) -> None:
-    if width * height > limits.max_image_pixels:
-        raise MediaError(
-            f"the video is {width}x{height}; at most {limits.max_image_pixels} pixels are allowed: send a smaller one"
-        )
-    if min(width, height) < limits.min_image_side:
-        raise MediaError(
-            f"the video is {width}x{height}; each side must have at least {limits.min_image_side} pixels: "
-            "send a larger one"
         )
 
 

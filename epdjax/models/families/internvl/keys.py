@@ -1,6 +1,6 @@
 """Names of InternVL's tensors, as ``InternVLForConditionalGeneration.save_pretrained`` writes them."""
 
-from epdjax.models.decoder_keys import decoder_rules
+from epdjax.models.decoder_keys import decoder_extras, decoder_rules
 from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, leading_ones, linear_rules, norm_rules
 from epdjax.models.vit_keys import PATCH_CONV
 
@@ -45,12 +45,7 @@ INTERNVL_KEYS = KeyMap(
         ("lm_head.", "language_model.lm_head."),
     ),
     extras=(
-        Extra(
-            r"language_model\.lm_head\.weight",
-            when=lambda config: config.text.tie_embeddings,
-            same_as="language_model.model.embed_tokens.weight",
-        ),
+        *decoder_extras("language_model.model", "language_model.lm_head"),
         Extra(r"vision_tower\.embeddings\.mask_token"),  # only masked pre-training reads it
-        Extra(r".*\.rotary_emb\.inv_freq"),  # a buffer that old versions saved
     ),
 )

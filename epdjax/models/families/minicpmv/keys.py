@@ -1,10 +1,9 @@
 """Names of MiniCPM-V 2.6's tensors, as OpenBMB publishes them."""
 
-from epdjax.models.decoder_keys import decoder_rules
+from epdjax.models.decoder_keys import decoder_extras, decoder_rules
 from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, fused_rows, linear_rules, norm_rules
-from epdjax.models.vit_keys import PATCH_CONV
+from epdjax.models.vit_keys import PATCH_CONV, layer_rules
 
-_VISION, _OURS = "vpm.encoder.layers.{}", "tower.layers.{}"
 _RESAMPLER = "resampler.attn"
 
 ENCODER = flat(
@@ -13,12 +12,7 @@ ENCODER = flat(
         KeyRule("vpm.embeddings.patch_embedding.weight", "encoder", "tower.patch_embed.kernel", PATCH_CONV),
         KeyRule("vpm.embeddings.patch_embedding.bias", "encoder", "tower.patch_embed.bias"),
     ),
-    norm_rules(f"{_VISION}.layer_norm1", "encoder", f"{_OURS}.norm1"),
-    norm_rules(f"{_VISION}.layer_norm2", "encoder", f"{_OURS}.norm2"),
-    *(linear_rules(f"{_VISION}.self_attn.{x}_proj", "encoder", f"{_OURS}.attention.{x}_proj") for x in "qkv"),
-    linear_rules(f"{_VISION}.self_attn.out_proj", "encoder", f"{_OURS}.attention.o_proj"),
-    linear_rules(f"{_VISION}.mlp.fc1", "encoder", f"{_OURS}.fc1"),
-    linear_rules(f"{_VISION}.mlp.fc2", "encoder", f"{_OURS}.fc2"),
+    layer_rules("vpm.encoder.layers.{}"),
     norm_rules("vpm.post_layernorm", "encoder", "tower.final_norm"),
     (
         KeyRule("resampler.query", "encoder", "resampler.queries"),
@@ -39,13 +33,8 @@ ENCODER = flat(
 MINICPMV_KEYS = KeyMap(
     rules=ENCODER + decoder_rules("llm.model", "llm.lm_head"),
     extras=(
-        Extra(
-            r"llm\.lm_head\.weight",
-            when=lambda config: config.text.tie_embeddings,
-            same_as="llm.model.embed_tokens.weight",
-        ),
+        *decoder_extras("llm.model", "llm.lm_head"),
         Extra(r"resampler\.pos_embed"),  # a table that follows from its formula
         Extra(r"vpm\.embeddings\.position_ids"),  # buffers that old versions saved
-        Extra(r".*\.rotary_emb\.inv_freq"),
     ),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from epdjax.models.decoder_keys import decoder_rules
+from epdjax.models.decoder_keys import decoder_extras, decoder_rules
 from epdjax.models.keymap import (
     Extra,
     KeyMap,
@@ -76,12 +76,8 @@ def _key_map(*rules: tuple[KeyRule, ...]) -> KeyMap:
             ("model.norm.", "model.language_model.norm."),
         ),
         extras=(
-            Extra(
-                r"lm_head\.weight",
-                when=lambda config: config.text.tie_embeddings,
-                same_as="model.language_model.embed_tokens.weight",
-            ),
-            Extra(r".*\.rotary_(pos_)?emb\.inv_freq"),  # a buffer that old versions saved
+            *decoder_extras("model.language_model", "lm_head"),
+            Extra(r".*\.rotary_pos_emb\.inv_freq"),  # the tower's
         ),
     )
 
