@@ -53,8 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mm-blocks", type=int, metavar="N", help="MM blocks per prefill instance (a tile each, or 64 tokens)")
     add("--memory-share", type=float, default=DEFAULTS["memory_share"], metavar="X", help="of device memory to use")
     add("--no-irp", action="store_true", help="encode each unit on one encoder instead of sharing a request among all")
-    add("--order", choices=tuple(ORDERS), default="fcfs", help="in which queues are served")
-    add("--assignment", choices=tuple(ASSIGNMENTS), default="least-loaded", help="of requests to instances")
+    add(
+        "--order",
+        default=DEFAULTS["order"],
+        metavar="POLICY",
+        help=f"in which queues are served: {', '.join(ORDERS)}, or one for each stage as in prefill=sjf,decode=fcfs",
+    )
+    add(
+        "--assignment",
+        default=DEFAULTS["assignment"],
+        metavar="POLICY",
+        help=f"of requests to instances: {', '.join(ASSIGNMENTS)}, or one for each stage",
+    )
+    add(
+        "--decode-pace",
+        type=float,
+        default=DEFAULTS["decode_pace"],
+        metavar="X",
+        help="decode steps that a prefill step may last where an instance does both (default: %(default)s)",
+    )
     add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
     limits = ServingLimits()
@@ -76,7 +93,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """`EngineConfig` fields from parsed arguments."""
     same = (
         "mesh served_model_name dtype max_model_len max_seqs max_chunk max_units block_size kv_blocks mm_blocks "
-        "memory_share order assignment max_requests"
+        "memory_share order assignment decode_pace max_requests"
     )
     cache = arguments.compile_cache
     return {

@@ -20,9 +20,10 @@ class SchedulerConfig:
         max_model_len: longest prompt and answer together, tokens.
         max_requests: live requests; beyond them a request is refused.
         max_queued_units: encode units not yet encoded; likewise.
-        max_queued_bytes: host bytes of media not yet encoded; likewise.
-        order: name in `policies.ORDERS`.
-        assignment: name in `policies.ASSIGNMENTS`, for every stage.
+        max_media_bytes: host bytes of the media of live requests; likewise.
+        order, assignment: names in `policies.ORDERS` and `policies.ASSIGNMENTS`, for all stages or for each; see
+            `policies.per_stage`.
+        decode_pace: decode steps that a prefill step may last on an instance that also decodes.
     """
 
     buckets: Buckets
@@ -31,14 +32,15 @@ class SchedulerConfig:
     max_model_len: int = 2048
     max_requests: int = 1024
     max_queued_units: int = 8192
-    max_queued_bytes: int = 4 << 30
+    max_media_bytes: int = 4 << 30
     order: str = "fcfs"
-    assignment: str = "least-loaded"
+    assignment: str = "cache-aware"
+    decode_pace: float = 4.0
 
 
 @dataclasses.dataclass
 class Queued:
-    """Media that wait to be encoded."""
+    """Encode units that wait, and the media of all live requests."""
 
     units: int = 0
     media_bytes: int = 0
@@ -67,12 +69,12 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
         mm = max(ledger.pools["mm"].capacity for ledger in prefillers)
         kv = max(ledger.pools["kv"].capacity for ledger in prefillers)
         raise TooLong(
-            f"the prompt needs {prefillers[0].mm_need(spec)} MM blocks and "
-            f"{blocks_for(spec.prompt_tokens, config.block_size)} KV blocks; a prefill instance has {mm} and {kv}; "
-            "send fewer pictures, or restart with larger --mm-blocks and --kv-blocks"
+            f"the request needs {prefillers[0].mm_need(spec)} MM blocks and "
+            f"{blocks_for(spec.total_tokens, config.block_size)} KV blocks; a prefill instance has {mm} and {kv}; "
+            "send fewer pictures, lower max_tokens, or restart with larger --mm-blocks and --kv-blocks"
         )
     decoders = [ledger for ledger in ledgers if ledger.performs("D")]
-    if not any(ledger.could_decode(spec) for ledger in decoders):
+    if not any(ledger.could_hold(spec) for ledger in decoders):
         kv = max(ledger.pools["kv"].capacity for ledger in decoders)
         raise TooLong(
             f"prompt and answer need {blocks_for(spec.total_tokens, config.block_size)} KV blocks and a decode "
@@ -90,5 +92,5 @@ def check_load(spec: RequestSpec, config: SchedulerConfig, live_requests: int, q
         raise Overloaded(f"{config.max_requests} requests are being served; try again", retry_after_s=1.0)
     if spec.unit_tokens and queued.units + len(spec.unit_tokens) > config.max_queued_units:
         raise Overloaded(f"{queued.units} encode units are queued; try again", retry_after_s=1.0)
-    if spec.media_bytes and queued.media_bytes + spec.media_bytes > config.max_queued_bytes:
-        raise Overloaded(f"{queued.media_bytes >> 20} MiB of media are queued; try again", retry_after_s=1.0)
+    if spec.media_bytes and queued.media_bytes + spec.media_bytes > config.max_media_bytes:
+        raise Overloaded(f"{queued.media_bytes >> 20} MiB of media are held; try again", retry_after_s=1.0)

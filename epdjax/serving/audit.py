@@ -2,7 +2,6 @@
 
 from collections.abc import Sized
 
-from epdjax.serving.request import State
 from epdjax.serving.scheduler import Scheduler
 
 
@@ -23,13 +22,12 @@ def audit(scheduler: Scheduler) -> None:
             assert len(held) == pool.users, f"{name} {pool_name}: {len(held)} holds, {pool.users} counted"
             assert len(set(held)) == pool.held, f"{name} {pool_name}: {len(set(held))} != {pool.held}"
             assert pool.held + pool.available == pool.capacity, f"{name} {pool_name}"
-    waiting = [r for r in scheduler.requests.values() if r.missing or r.state is State.WAITING]
-    pending = sum(r.spec.media_bytes for r in waiting)
-    assert scheduler.queued.media_bytes == pending, f"queued bytes: {scheduler.queued.media_bytes} != {pending}"
+    pending = sum(r.spec.media_bytes for r in scheduler.requests.values())
+    assert scheduler.queued.media_bytes == pending, f"media bytes: {scheduler.queued.media_bytes} != {pending}"
     if scheduler.idle:
         queues: tuple[Sized, ...] = (
             scheduler.waiting,
-            scheduler.move_queue,
+            scheduler.moves.queue,
             scheduler.encoding.ready,
             scheduler.encoding.staging,
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.policies import ASSIGNMENTS, ORDERS
+from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -26,9 +26,11 @@ class EngineConfig:
         max_seqs: sequences an instance decodes together.
         max_chunk: prompt tokens per prefill step.
         max_units: encode units per device and step.
-        max_requests, max_queued_units, max_queued_bytes: bounds of the queues.
+        max_requests, max_queued_units: bounds of the queues.
+        max_media_bytes: host bytes of the media of all live requests.
         irp: share the units of a request among the E devices (intra-request parallel encoding).
-        order, assignment: scheduling policies.
+        order, assignment: scheduling policies, one for all stages or ``encode=sjf,prefill=deadline``.
+        decode_pace: decode steps that a prefill step may last on an instance that also decodes.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
         buckets: compiled shapes; None: `default_buckets`.
         compile_cache: folder of the persistent compilation cache; None: no cache on disk.
@@ -52,10 +54,11 @@ class EngineConfig:
     max_units: int = 8
     max_requests: int = 1024
     max_queued_units: int = 8192
-    max_queued_bytes: int = 4 << 30
+    max_media_bytes: int = 4 << 30
     irp: bool = True
     order: str = "fcfs"
-    assignment: str = "least-loaded"
+    assignment: str = "cache-aware"
+    decode_pace: float = 4.0
     memory_share: float = 0.9
     buckets: Buckets | None = None
     compile_cache: str | Path | None = None
@@ -64,7 +67,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         whole = (
-            "block_size max_seqs max_chunk max_units max_requests max_queued_units max_queued_bytes preprocess_threads"
+            "block_size max_seqs max_chunk max_units max_requests max_queued_units max_media_bytes preprocess_threads"
         )
         for name in [*whole.split(), "max_model_len", "kv_blocks", "mm_blocks"]:
             value = getattr(self, name)
@@ -74,6 +77,9 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
-        for name, known in (("dtype", DTYPES), ("order", tuple(ORDERS)), ("assignment", tuple(ASSIGNMENTS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not self.decode_pace > 0:
+            raise ValueError(f"decode_pace must be greater than 0, not {self.decode_pace!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        per_stage(self.order, tuple(ORDERS), "order")
+        per_stage(self.assignment, tuple(ASSIGNMENTS), "assignment")

@@ -144,9 +144,10 @@ def scheduling_for(config: EngineConfig, model: Any) -> SchedulerConfig:
         max_model_len=max_model_len,
         max_requests=config.max_requests,
         max_queued_units=config.max_queued_units,
-        max_queued_bytes=config.max_queued_bytes,
+        max_media_bytes=config.max_media_bytes,
         order=config.order,
         assignment=config.assignment,
+        decode_pace=config.decode_pace,
     )
 
 
@@ -163,6 +164,7 @@ def instance_spec(
         mm_blocks=(config.mm_blocks or max(tokens, 16 * config.max_seqs)) if prefills else 0,
         slots=scheduling.buckets.decode_rows[-1] if holds_kv else 0,
         encode_width=place.submesh.width if encodes else 0,
+        tensor=place.submesh.mesh.shape["tensor"],
     )
 
 

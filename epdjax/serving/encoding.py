@@ -27,7 +27,7 @@ class EncodeStage:
     def __init__(
         self,
         instances: Mapping[str, Ledger],
-        choose: Callable[[Sequence[Ledger]], Ledger],
+        choose: Callable[[Request, Sequence[Ledger]], Ledger],
         work_ids: Iterator[int],
         queued: Queued,
     ):
@@ -49,12 +49,18 @@ class EncodeStage:
         elif any(not e.performs("P") for e in encoders):
             encoders = [e for e in encoders if not e.performs("P")]
         for i in indices:
-            unit = Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i))
-            self._choose(encoders).queue_unit(unit)
+            unit = Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i), request.ranks["E"])
+            self._choose(request, encoders).queue_unit(unit)
 
     def next_step(self, ledger: Ledger) -> Encode | None:
-        """The next encode step of an instance; None where nothing is queued, or too much waits to be moved."""
+        """The next encode step of an instance; None where nothing is queued, or too much waits to be moved.
+
+        While one is running, less than a full step waits for more units, of whatever request: until that one is done,
+        and no longer.
+        """
         if not ledger.encode_queue:
+            return None
+        if not ledger.full_step_queued and any(isinstance(work, Encode) for work in ledger.in_flight.values()):
             return None
         work_id = next(self._work_ids)
         if not self.staging.begin(work_id, ledger):

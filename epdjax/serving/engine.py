@@ -11,6 +11,7 @@ data has arrived, so that the destination never stalls on a link.
 import dataclasses
 import functools
 import logging
+import math
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
-from epdjax.serving.errors import RequestError, ServiceUnavailable, StepFailed
+from epdjax.serving.errors import DeadlineExceeded, RequestError, ServiceUnavailable, StepFailed
 from epdjax.serving.instance import Instance
 from epdjax.serving.live import LiveRequest
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
@@ -97,6 +98,8 @@ class Engine:
         try:
             while not (self._closing and self.scheduler.idle):
                 self._handle_inbox()
+                for event in self.scheduler.overdue(time.monotonic()):
+                    self._conclude(event, DeadlineExceeded("the request was not finished within its time limit"))
                 for work in self.scheduler.next_work(time.monotonic()):
                     self._start(work)
                 if self.scheduler.idle:
@@ -122,8 +125,12 @@ class Engine:
             self._close(request, reason)
 
     def _handle_inbox(self) -> None:
-        """Wait for something to happen, then take in all that has."""
-        message = self._inbox.get()
+        """Wait for something to happen, or for a deadline, then take in all that has happened."""
+        deadline = self.scheduler.next_deadline
+        try:
+            message = self._inbox.get(timeout=None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return
         while True:
             message()
             try:
@@ -184,17 +191,14 @@ class Engine:
         target = self.instances[work.instance]
         match work:
             case Encode():
-                units = []
-                for unit in work.units:
-                    request = self.live[unit.request_id]
-                    units.append(request.hand_over(unit.index))
+                units = [self.live[unit.request_id].units[unit.index].unit for unit in work.units]
                 return target.encode(work.work_id, units)
             case MoveMM():
                 return self.instances[work.source].send_mm(work.encode_id, target)
             case Prefill():
                 return target.prefill(work.chunks, self.live)
             case MoveKV():
-                return self.instances[work.source].send_kv(work.source_blocks, work.source_slot, target)
+                return self.instances[work.source].send_kv(work.parts, target)
             case Decode():
                 return target.decode(work.sequences, self.live)
 
@@ -222,14 +226,15 @@ class Engine:
                 del instance.staged[encode_id]
 
     def _land(self, work: Work, result: Any) -> None:
-        """Write what has arrived into the pools it was moved to, unless its request has left meanwhile."""
+        """Write what has arrived into the pools it was moved to. Requests that have left meanwhile hold their blocks
+        until this work has ended."""
         target = self.instances[work.instance]
         match work:
             case MoveMM():
                 target.land_mm(result, self.instances[work.source], work.encode_id, work.rows)
-            case MoveKV() if work.request_id in self.live:
-                moved, token = result
-                target.land_kv(moved, token, work.blocks, work.slot)
+            case MoveKV():
+                moved, tokens = result
+                target.land_kv(moved, tokens, work.parts)
 
     def _deliver(self, work: Work, tokens: Any) -> dict[str, FinishReason]:
         """Hand the tokens of a step to their requests; returns those whose answer they end."""
@@ -254,7 +259,9 @@ class Engine:
         request = self.live.get(event.request_id)
         if request is None:
             return
-        if event.reason == "error":
+        if isinstance(error, RequestError):
+            self._close(request, error)
+        elif event.reason == "error":
             self._close(request, StepFailed(f"a step of this request failed: {_short(error)}; try again"))
         else:
             request.detokenizer.finish()

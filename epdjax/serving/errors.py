@@ -56,3 +56,11 @@ class StepFailed(RequestError):
     status = 500
     code = "step_failed"
     kind = "server_error"
+
+
+class DeadlineExceeded(RequestError):
+    """A request was not finished within the time it was given."""
+
+    status = 504
+    code = "deadline_exceeded"
+    kind = "server_error"

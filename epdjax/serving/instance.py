@@ -15,9 +15,10 @@ from epdjax.models.media import EncodeUnit
 from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.live import LiveRequest, pool_rows
+from epdjax.serving.moving import MOST_PARTS
 from epdjax.serving.paged import POOL_AXES, pool_shape
 from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows, prompt_arrays
-from epdjax.serving.work import Chunk, UnitMove
+from epdjax.serving.work import Chunk, KVPart, UnitMove
 from epdjax.serving.work import Sequence as Row
 
 
@@ -154,13 +155,11 @@ class Instance:
         ints, floats = pack_rows(shape[0], pages)
         for row, chunk in enumerate(chunks):
             request = live[chunk.request_id]
-            if not request.placed:
-                request.place(chunk.mm_blocks, self.mm_block_size)
+            request.place(chunk.mm_blocks, self.mm_block_size)
+            if not request.tokens:  # later, after a preemption, it would count what was run for this very request
                 request.cached_tokens = chunk.cached
-            if chunk.is_last:
-                request.drop_inputs()
-            for name, array in prompt.items():
-                array[row, : chunk.length] = request.prompt[name][chunk.start : chunk.start + chunk.length]
+            for name, some in request.span(chunk.start, chunk.start + chunk.length).items():
+                prompt[name][row, : chunk.length] = some
             _fill_row(ints[row], floats[row], request, chunk.start, chunk.length, chunk.kv_blocks)
             ints[row, 2] = chunk.slot if chunk.is_last else 0
         _, leaves = self.parts["language_model"]
@@ -191,28 +190,32 @@ class Instance:
 
     # ---- moving KV ------------------------------------------------------------------------------------------------
 
-    def send_kv(self, blocks: Sequence[int], slot: int, target: "Instance") -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Start moving a sequence's KV blocks of every layer, and its last token, to `target`."""
+    def send_kv(self, parts: Sequence[KVPart], target: "Instance") -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """Start moving KV blocks of every layer, and the newest tokens of the sequences that end in this move, to
+        `target`."""
         split = self.tensor == target.tensor
+        blocks, slots = [b for part in parts for b in part.source_blocks], [part.source_slot for part in parts]
         program = self.programs["gather_kv", (self._move_bucket(blocks), split)]
-        gathered = program(self.pools, self.last_tokens, *self._put(*self._padded(blocks, slot)))
+        gathered = program(self.pools, self.last_tokens, *self._put(*self._padded(blocks, slots)))
         there = target.kv_sharding if split else target.replicated
         return move(gathered, ((there,) * len(self.pools), target.replicated))
 
-    def land_kv(self, moved: tuple[jax.Array, ...], token: jax.Array, blocks: Sequence[int], slot: int) -> None:
-        """Write a sequence that has arrived here into the pools."""
+    def land_kv(self, moved: tuple[jax.Array, ...], tokens: jax.Array, parts: Sequence[KVPart]) -> None:
+        """Write KV that has arrived here into the pools."""
         split = self.tensor == 1 or moved[0].sharding == self.kv_sharding
+        blocks, slots = [b for part in parts for b in part.blocks], [part.slot for part in parts]
         self.pools, self.last_tokens = self.programs["land_kv", (self._move_bucket(blocks), split)](
-            self.pools, self.last_tokens, moved, token, *self._put(*self._padded(blocks, slot))
+            self.pools, self.last_tokens, moved, tokens, *self._put(*self._padded(blocks, slots))
         )
 
     def _move_bucket(self, blocks: Sequence[int]) -> int:
         return smallest(self.buckets.move_blocks, len(blocks))
 
-    def _padded(self, blocks: Sequence[int], slot: int) -> tuple[np.ndarray, np.ndarray]:
-        padded = np.zeros(self._move_bucket(blocks), np.int32)
-        padded[: len(blocks)] = blocks
-        return padded, np.array([slot], np.int32)
+    def _padded(self, blocks: Sequence[int], slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        padded = np.zeros(self._move_bucket(blocks), np.int32), np.zeros(MOST_PARTS, np.int32)
+        padded[0][: len(blocks)] = blocks
+        padded[1][: len(slots)] = slots
+        return padded
 
 
 def _fill_row(

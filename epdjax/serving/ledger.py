@@ -1,6 +1,6 @@
 """What the scheduler knows of one instance: its roles and sizes, its pools, its queues and what runs on it."""
 
-import collections
+import bisect
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
@@ -8,6 +8,7 @@ from epdjax.serving.arrivals import Arrivals
 from epdjax.serving.blocks import BlockPool, blocks_for
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.request import Request, RequestSpec, State
+from epdjax.serving.service_times import ServiceTimes, Stopwatch
 from epdjax.serving.work import Encode, Unit, Work
 
 IN_FLIGHT = 2  # works given to a device ahead of time, so that it never waits for Python
@@ -23,6 +24,7 @@ class InstanceSpec:
         kv_blocks, mm_blocks: capacity of its pools.
         slots: sequences it can hold between their first and last token.
         encode_width: devices that its encode units are spread over.
+        tensor: devices that its language model is spread over.
         staging: encode results that may wait on it to be moved.
     """
 
@@ -32,18 +34,21 @@ class InstanceSpec:
     mm_blocks: int = 0
     slots: int = 0
     encode_width: int = 0
+    tensor: int = 1
     staging: int = 4
 
 
 class Ledger:
     """Pools and queues of one instance. Only the scheduler changes it."""
 
-    def __init__(self, spec: InstanceSpec, buckets: Buckets, block_size: int, mm_block_size: int):
+    def __init__(self, spec: InstanceSpec, buckets: Buckets, block_size: int, mm_block_size: int, times: ServiceTimes):
         self.spec = spec
         self.name = spec.name
         self.buckets = buckets
         self.block_size = block_size
         self.mm_block_size = mm_block_size
+        self.times = times
+        self.watch = Stopwatch(times)
         self.pools = {
             "kv": BlockPool(spec.kv_blocks),
             "mm": BlockPool(spec.mm_blocks),
@@ -51,7 +56,7 @@ class Ledger:
             "staging": BlockPool(spec.staging if "E" in spec.roles else 0),
         }
         self.arrivals = Arrivals(self.pools["mm"])
-        self.encode_queue: collections.deque[Unit] = collections.deque()
+        self.encode_queue: list[Unit] = []  # by rank
         self._queued = [0] * len(buckets.unit_sizes)  # units in the encode queue, by bucket
         self.prefill_queue: list[Request] = []
         self.running: dict[str, Request] = {}  # sequences being decoded, in the order they came
@@ -121,41 +126,45 @@ class Ledger:
             request.missing.add(index)
         return to_encode
 
-    def kv_need(self, spec: RequestSpec, *, decoded_here: bool) -> int:
-        """KV blocks a request may come to need here.
-
-        A sequence that is decoded here reserves room for its longest answer, so that it can always finish.
-        """
-        return blocks_for(spec.total_tokens if decoded_here else spec.prompt_tokens, self.block_size)
+    def could_hold(self, spec: RequestSpec) -> bool:
+        """Whether the KV pool, were it empty, would hold prompt and answer; a preempted answer is prefilled again."""
+        return blocks_for(spec.total_tokens, self.block_size) <= self.pools["kv"].capacity
 
     def could_prefill(self, spec: RequestSpec) -> bool:
-        """Whether the pools, were they empty, would hold the prompt."""
-        need = self.kv_need(spec, decoded_here=self.performs("D"))
-        return need <= self.pools["kv"].capacity and self.mm_need(spec) <= self.pools["mm"].capacity
+        """Whether the pools, were they empty, would hold the request and its MM tokens."""
+        return self.could_hold(spec) and self.mm_need(spec) <= self.pools["mm"].capacity
 
-    def could_decode(self, spec: RequestSpec) -> bool:
-        """Whether the KV pool, were it empty, would hold prompt and answer."""
-        return self.kv_need(spec, decoded_here=True) <= self.pools["kv"].capacity
+    def start_blocks(self, request: Request) -> int:
+        """KV blocks a request takes where it starts: its context, and where it is decoded the first new token."""
+        more = 1 if self.performs("D") else 0
+        return blocks_for(min(request.context + more, request.spec.total_tokens), self.block_size)
 
-    def reserve_kv(self, request: Request, *, decoded_here: bool) -> bool:
+    def found_blocks(self, request: Request) -> int:
+        """Blocks of a request's context whose KV is here already.
+
+        At least one token is left to be run: its logits make the next token of the answer.
+        """
+        keys, pool = request.spec.block_keys, self.pools["kv"]
+        most = min(len(keys), (request.context - 1) // self.block_size)
+        return next((i for i in range(most) if not pool.knows(keys[i])), most)
+
+    def reserve_kv(self, request: Request) -> bool:
         """Hold KV blocks and a slot for a prompt, the KV that is here already included; False where there is no room.
 
-        At least one token of the prompt is left to be run: its logits make the first token of the answer.
+        Where sequences are decoded, one block for each of them is left free, lest it has to be preempted at once.
         """
         spec, pool = request.spec, self.pools["kv"]
-        found = 0
-        while found < len(spec.block_keys) and pool.knows(spec.block_keys[found]):
-            found += 1
-        found = min(found, (spec.prompt_tokens - 1) // self.block_size)
+        found = self.found_blocks(request)
         shared = tuple(block for key in spec.block_keys[:found] for block in pool.share(key) or ())
-        new = pool.take(self.kv_need(spec, decoded_here=decoded_here) - len(shared))
-        slot = self.pools["slot"].take(1) if new is not None else None
-        if new is None or slot is None:
-            pool.give_back(shared + (new or ()))
+        need = self.start_blocks(request) - len(shared)
+        roomy = need + len(self.running) <= pool.available and self.pools["slot"].available
+        new = pool.take(need) if roomy else None
+        if new is None:
+            pool.give_back(shared)
             return False
         request.holdings[self.name, "kv"] = shared + new
-        request.holdings[self.name, "slot"] = slot
-        request.prefilled = request.cached = found * self.block_size
+        self.take("slot", 1, request)
+        request.prefilled = request.filled = request.cached = found * self.block_size
         return True
 
     def publish_kv(self, request: Request, start: int, end: int) -> None:
@@ -165,37 +174,52 @@ class Ledger:
             self.pools["kv"].publish(keys[i], (blocks[i],))
 
     def has_turn(self, request: Request) -> bool:
-        """Whether `request`, prefilled elsewhere, may start decoding here now: there is room, and no older prompt of
-        this instance's own waits for it."""
-        if not self.room_for(self.kv_need(request.spec, decoded_here=True)):
+        """Whether `request`, prefilled elsewhere, may start decoding here now: there is room, also for what the
+        sequences here take next, and no prompt of this instance's own that goes before it waits for the room."""
+        need = self.start_blocks(request) + len(self.running)
+        if need > self.pools["kv"].available or not self.pools["slot"].available:
             return False
-        return all(request.order < r.order for r in self.prefill_queue if r.state is State.PREFILL_QUEUED)
+        waiting = [r for r in self.prefill_queue if r.state is State.PREFILL_QUEUED]
+        return not waiting or request.ranks["D"] < min(waiting, key=lambda r: r.ranks["P"]).ranks["D"]
 
     def max_units(self, bucket: int) -> int:
         """Encode units of a bucket in one step, all devices together."""
         return max(1, self.spec.encode_width * self.buckets.unit_rows(self.buckets.unit_sizes[bucket])[-1])
 
-    @property
-    def encode_load(self) -> float:
-        """Encode steps queued and running."""
-        load = sum(count / self.max_units(bucket) for bucket, count in enumerate(self._queued) if count)
-        encodes = (work for work in self.in_flight.values() if isinstance(work, Encode))
-        return load + sum(len(work.units) / self.max_units(work.units[0].bucket) for work in encodes)
+    def backlog_s(self, role: str) -> float:
+        """Seconds of work of a role that were given to this instance and are not done."""
+        if role == "P":
+            return self.times.prompt_s(self.prompt_tokens)
+        if role == "D":
+            # A sequence counts as one decode step: steps cost little more for each, but each brings the next larger
+            # step and the end of the room closer.
+            return self.times.decode_s * self.sequences
+        queued = sum(count * self.times.encode_s(bucket) for bucket, count in enumerate(self._queued) if count)
+        running = (work.units for work in self.in_flight.values() if isinstance(work, Encode))
+        return queued + sum(len(units) * self.times.encode_s(units[0].bucket) for units in running)
+
+    def has_mm(self, key: Hashable) -> bool:
+        """Whether MM tokens are here or on their way."""
+        return key in self.arrivals or self.pools["mm"].knows(key)
 
     def queue_unit(self, unit: Unit) -> None:
-        """Put a unit at the end of the encode queue."""
-        self.encode_queue.append(unit)
+        """Put a unit into the encode queue, behind those of equal rank."""
+        bisect.insort(self.encode_queue, unit, key=lambda queued: queued.rank)
         self._queued[unit.bucket] += 1
+
+    @property
+    def full_step_queued(self) -> bool:
+        """Whether the units of the next encode step fill it."""
+        bucket = self.encode_queue[0].bucket
+        return self._queued[bucket] >= self.max_units(bucket)
 
     def next_units(self) -> tuple[Unit, ...]:
         """Take the units of the next encode step from the queue: the first, and those of its bucket behind it."""
         bucket = self.encode_queue[0].bucket
-        taken: list[Unit] = []
-        kept: list[Unit] = []
-        while self.encode_queue and len(taken) < self.max_units(bucket):
-            unit = self.encode_queue.popleft()
-            (taken if unit.bucket == bucket else kept).append(unit)
-        self.encode_queue.extendleft(reversed(kept))
+        most = self.max_units(bucket)
+        taken = [unit for unit in self.encode_queue if unit.bucket == bucket][:most]
+        chosen = set(map(id, taken))
+        self.encode_queue = [unit for unit in self.encode_queue if id(unit) not in chosen]
         self._queued[bucket] -= len(taken)
         return tuple(taken)
 
@@ -213,7 +237,7 @@ class Ledger:
                 dropped.append(unit)
             else:
                 kept.append(next_one)
-        self.encode_queue = collections.deque(kept)
+        self.encode_queue = kept
         return dropped
 
     def take(self, pool: str, count: int, request: Request) -> tuple[int, ...] | None:
@@ -226,7 +250,3 @@ class Ledger:
     def give_back(self, pool: str, request: Request) -> None:
         """Return what `request` holds of `pool`; nothing happens where it holds nothing."""
         self.pools[pool].give_back(request.holdings.pop((self.name, pool), ()))
-
-    def room_for(self, kv_blocks: int) -> bool:
-        """Whether a sequence with that many KV blocks could start here now."""
-        return self.pools["kv"].available >= kv_blocks and self.pools["slot"].available > 0

@@ -24,12 +24,12 @@ class LiveUnit:
     """An encode unit of a request, and where its MM tokens go.
 
     Attributes:
-        unit: its inputs; None once they are on their way to the encoder.
+        unit: its inputs.
         count: how many tokens it makes.
         positions, taps, tokens: int32 ``[n]``: which entry of ``mm_rows`` reads which of its tokens.
     """
 
-    unit: EncodeUnit | None
+    unit: EncodeUnit
     count: int
     positions: np.ndarray
     taps: np.ndarray
@@ -43,14 +43,14 @@ class LiveRequest:
     Attributes:
         spec: what the scheduler knows.
         prompt: arrays over the prompt's tokens, as `steps.prefill` takes them (without the batch axis). ``mm_rows``,
-            -1 at first, is filled in before the first chunk is run.
+            -1 at first, is filled in before the first chunk is run, and again after a preemption.
         units: all encode units, in prompt order.
         rope_delta: from a position of the answer to its rotary position.
         seed: int32.
         stop_token_ids: tokens that end the answer.
         tokens: the answer so far.
         cached_tokens: of the prompt, those whose KV was there already.
-        placed: whether ``mm_rows`` is filled in.
+        placed: the MM blocks that ``mm_rows`` was filled in for.
     """
 
     spec: RequestSpec
@@ -64,7 +64,7 @@ class LiveRequest:
     sink: Sink
     tokens: list[int] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
-    placed: bool = False
+    placed: tuple[tuple[int, ...], ...] | None = None
 
     @classmethod
     def make(
@@ -123,24 +123,35 @@ class LiveRequest:
             sink,
         )
 
-    def hand_over(self, index: int) -> EncodeUnit:
-        """A unit's inputs, for the encoder; they are not kept here any longer."""
-        live = self.units[index]
-        unit, live.unit = live.unit, None
-        assert unit is not None
-        return unit
-
-    def place(self, mm_blocks: Sequence[Sequence[int]], mm_block_size: int) -> None:
-        """Note where the units' MM tokens lie; their inputs are not needed any more where all have been encoded."""
+    def place(self, mm_blocks: tuple[tuple[int, ...], ...], mm_block_size: int) -> None:
+        """Note where the units' MM tokens lie."""
+        if mm_blocks == self.placed:
+            return
         for unit, blocks in zip(self.units, mm_blocks, strict=True):
             rows = pool_rows(blocks, unit.count, mm_block_size)
             self.prompt["mm_rows"][unit.positions, unit.taps] = rows[unit.tokens]
-        self.placed = True
+        self.placed = mm_blocks
 
-    def drop_inputs(self) -> None:
-        """Let go of units that others of equal content were encoded for."""
-        for unit in self.units:
-            unit.unit = None
+    def span(self, start: int, end: int) -> dict[str, np.ndarray]:
+        """The arrays of `prompt` for tokens ``start .. end`` of prompt and answer so far; a preempted request is
+        prefilled again with both."""
+        length = self.spec.prompt_tokens
+        if end <= length:
+            return {name: array[start:end] for name, array in self.prompt.items()}
+        answer = self._answer_arrays(np.arange(max(start, length), end, dtype=np.int32))
+        return {name: np.concatenate([array[start:length], answer[name]]) for name, array in self.prompt.items()}
+
+    def _answer_arrays(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """What `_prompt_arrays` is to the prompt: plain text at `positions`, as decode steps ran it."""
+        first = self.spec.prompt_tokens
+        tokens = np.array(self.tokens[positions[0] - first : positions[-1] + 1 - first], np.int32)
+        arrays = {"tokens": tokens, "sees": positions}
+        for name, filler in (("mm_rows", -1), ("mm_weights", 0)):
+            if name in self.prompt:
+                shape = (len(positions), self.prompt[name].shape[1])
+                arrays[name] = np.full(shape, filler, self.prompt[name].dtype)
+        arrays["rope"] = np.repeat((positions + self.rope_delta)[:, None], 3, axis=1)
+        return arrays
 
     def accept(self, token: int) -> bool:
         """Take the next token of the answer; returns whether it ends it."""

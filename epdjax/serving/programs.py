@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from epdjax.serving import steps
 from epdjax.serving.instance import Instance
+from epdjax.serving.moving import MOST_PARTS
 
 # XLA:GPU merges dots that share an input by concatenating their weights, anew in every step: for a decode step that
 # is as many bytes again as it has to read. With a threshold of zero it leaves them alone.
@@ -166,13 +167,14 @@ class _Builder:
         return self.i.kv_sharding if split else self.i.replicated
 
     def gather_kv(self, blocks: int, split: bool) -> Job:
-        args = (self.kv, self.slots, self.ints(blocks), self.ints(1))
+        args = (self.kv, self.slots, self.ints(blocks), self.ints(MOST_PARTS))
         out = ((self.moving(split),) * len(self.kv), self.i.replicated)
         return self.job(("gather_kv", (blocks, split)), steps.gather_kv, args, out=out)
 
     def land_kv(self, blocks: int, split: bool) -> Job:
         moved = tuple(self.shape((blocks, *p.shape[1:]), p.dtype, self.moving(split)) for p in self.kv)
-        args = (self.kv, self.slots, moved, self.ints(1), self.ints(blocks), self.ints(1))
+        slots = self.ints(MOST_PARTS)
+        args = (self.kv, self.slots, moved, slots, self.ints(blocks), slots)
         out = (self.pool_shardings, self.i.replicated)
         return self.job(("land_kv", (blocks, split)), steps.land_kv, args, donate=(0, 1), out=out)
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import enum
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Mapping
+
+Rank = tuple[float, int]
 
 
 class State(enum.Enum):
@@ -34,7 +37,11 @@ class RequestSpec:
         unit_buckets: for each of them the number of its size among `Buckets.unit_sizes`; empty: all 0.
         whole: (start, end) of prompt spans, ascending, that must be prefilled in one chunk, because their tokens
             attend to one another in both directions.
-        media_bytes: host memory its media take until they are encoded.
+        priority: lower goes earlier, as in vLLM; see `policies.PRIORITY_S`.
+        slo_s: its first token is due so many seconds after its arrival; what the deadline policy goes by.
+        timeout_s: it ends in an error if it is not finished so many seconds after its arrival.
+        media_bytes: host memory its media take. They are kept until the request ends, since a preempted request may
+            need them again.
     """
 
     request_id: str
@@ -47,11 +54,19 @@ class RequestSpec:
     unit_starts: tuple[int, ...] = ()
     block_keys: tuple[Hashable, ...] = ()
     whole: tuple[tuple[int, int], ...] = ()
+    priority: int = 0
+    slo_s: float = 10.0
+    timeout_s: float = math.inf
 
     @property
     def total_tokens(self) -> int:
         """KV entries at the very most: the last generated token is never run."""
         return self.prompt_tokens + self.max_tokens - 1
+
+    @property
+    def units(self) -> int:
+        """Encode units."""
+        return len(self.unit_tokens)
 
     def unit_key(self, index: int) -> Hashable:
         """The key of a unit; its own where nothing is shared."""
@@ -70,41 +85,71 @@ class Request:
     """A live request: its place in the pipeline and its holdings. Only the scheduler changes it.
 
     Attributes:
+        ranks: for each role its place in the order of that stage; the smallest goes first.
         p_name, d_name: the instances chosen for it, or None.
+        kv_source: where its KV is moved from.
         mm_blocks: per unit, its MM blocks on the P instance.
         holdings: (instance, pool) -> blocks held there.
         missing: units whose MM tokens are not on the P instance yet.
-        prefilled: prompt tokens whose prefill was started, or whose KV was found.
-        cached: prompt tokens whose KV was found.
+        resumed: answer tokens that were there when it was preempted; prefill runs them again behind the prompt.
+        prefilled: tokens of the context whose prefill was started, or whose KV was found.
+        cached: tokens of the context whose KV was found.
+        filled: tokens of the context whose KV is in place where it is prefilled.
+        moved: of those, the ones whose move to the D instance was started.
         scheduled: answer tokens whose step was started (the first by prefill).
         delivered: answer tokens whose step is finished.
         in_flight: works now running that touch it; what it holds is given back only when none is.
+        pausing: preempted, and goes as soon as none is.
     """
 
     spec: RequestSpec
     arrived: float
-    order: int
+    ranks: Mapping[str, Rank]
     state: State = State.WAITING
     p_name: str | None = None
     d_name: str | None = None
+    kv_source: str = ""
     mm_blocks: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     holdings: dict[tuple[str, str], tuple[int, ...]] = dataclasses.field(default_factory=dict)
     missing: set[int] = dataclasses.field(default_factory=set)
+    resumed: int = 0
     prefilled: int = 0
     cached: int = 0
+    filled: int = 0
+    moved: int = 0
     scheduled: int = 0
     delivered: int = 0
     in_flight: int = 0
+    pausing: bool = False
 
     @property
     def request_id(self) -> str:
         return self.spec.request_id
 
     @property
+    def deadline(self) -> float:
+        return self.arrived + self.spec.timeout_s
+
+    @property
+    def context(self) -> int:
+        """Tokens that prefill runs: the prompt, and what there was of the answer when the request was preempted."""
+        return self.spec.prompt_tokens + self.resumed
+
+    @property
+    def position(self) -> int:
+        """Where in the sequence the next decode step runs its token."""
+        return self.spec.prompt_tokens + self.scheduled - 1
+
+    @property
+    def all_scheduled(self) -> bool:
+        """Whether the step of the last token it may have was started."""
+        return self.scheduled == self.spec.max_tokens
+
+    @property
     def ready(self) -> int:
-        """Prompt tokens, from the start, whose MM tokens are all there."""
+        """Tokens of the context, from the start, whose MM tokens are all there."""
         if not self.missing:
-            return self.spec.prompt_tokens
+            return self.context
         return min(self.spec.unit_starts[i] for i in self.missing) if self.spec.unit_starts else 0
 
     def kv_blocks(self, instance: str) -> tuple[int, ...]:

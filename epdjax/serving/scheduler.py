@@ -11,19 +11,23 @@ everything it holds as soon as no running work touches it.
 import collections
 import dataclasses
 import functools
+import heapq
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load
-from epdjax.serving.blocks import blocks_for
+from epdjax.serving.decoding import DecodeStage
 from epdjax.serving.encoding import EncodeStage
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
+from epdjax.serving.moving import KVMoves
 from epdjax.serving.outputs import FinishReason
-from epdjax.serving.policies import ASSIGNMENTS, ORDERS
+from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage, rank
+from epdjax.serving.prefilling import PrefillStage
 from epdjax.serving.request import Request, RequestSpec, State
-from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
-from epdjax.serving.work import Sequence as Row
+from epdjax.serving.service_times import ServiceTimes
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +43,33 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, instances: Sequence[InstanceSpec]):
         self.config = config
+        # Instances that are like one another learn from one another how long work takes.
+        times: dict[tuple, ServiceTimes] = collections.defaultdict(lambda: ServiceTimes(config.buckets))
         self.instances = {
-            spec.name: Ledger(spec, config.buckets, config.block_size, config.mm_block_size) for spec in instances
+            spec.name: Ledger(
+                spec,
+                config.buckets,
+                config.block_size,
+                config.mm_block_size,
+                times[spec.roles, spec.encode_width, spec.tensor],
+            )
+            for spec in instances
         }
         self.requests: dict[str, Request] = {}
         self.waiting: list[Request] = []  # have media, no instance yet
-        self.move_queue: list[Request] = []  # prefilled, wait for a D instance
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
-        self._key = ORDERS[config.order]
-        self._assign = {role: ASSIGNMENTS[config.assignment]() for role in "EPD"}
-        self._work_ids = itertools.count(1)
-        self._orders = itertools.count()
         self.queued = Queued()
-        self.encoding = EncodeStage(self.instances, functools.partial(self._choose, "E"), self._work_ids, self.queued)
+        self.preemptions = 0
+        self._deadlines: list[tuple[tuple[float, int], Request]] = []  # a heap
+        self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
+        chosen = per_stage(config.assignment, tuple(ASSIGNMENTS), "assignment")
+        self._assign = {role: ASSIGNMENTS[name]() for role, name in chosen.items()}
+        self._numbers = itertools.count()
+        work_ids = itertools.count(1)
+        self.encoding = EncodeStage(self.instances, functools.partial(self._choose, "E"), work_ids, self.queued)
+        self.moves = KVMoves(self.instances, functools.partial(self._choose, "D"), work_ids)
+        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
+        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self._pause)
 
     # ---- what the scheduler is told -------------------------------------------------------------------------------
 
@@ -67,16 +85,14 @@ class Scheduler:
             raise InvalidRequest(f"request id {spec.request_id!r} is already in use")
         check_fits(spec, self.config, list(self.instances.values()))
         check_load(spec, self.config, len(self.requests), self.queued)
-        request = Request(spec, arrived=now, order=next(self._orders))
+        number = next(self._numbers)
+        ranks = {role: rank(order, spec, role, now, number) for role, order in self._orders.items()}
+        request = Request(spec, now, ranks)
         self.requests[spec.request_id] = request
-        self.queued.units += len(spec.unit_tokens)
         self.queued.media_bytes += spec.media_bytes
-        if spec.unit_tokens:
-            self.waiting.append(request)
-        else:
-            fitting = [p for p in self._with_role("P") if p.could_prefill(spec)]
-            self._assign_prefill(request, self._choose("P", fitting))
-            self._queue_prefill(request)
+        if request.deadline < math.inf:
+            heapq.heappush(self._deadlines, ((request.deadline, number), request))
+        self._enter(request)
 
     def abort(self, request_id: str, now: float) -> bool:
         """End a request wherever it is. Returns whether it was live."""
@@ -89,6 +105,7 @@ class Scheduler:
     def finished(self, work: Work, now: float, stopped: Collection[str] = ()) -> list[Finished]:
         """Work is done. `stopped` names requests whose token in this work ended their answer."""
         requests = self._land(work)
+        self.instances[work.instance].watch.ended(work, now)
         done: list[Finished] = []
         match work:
             case Encode():
@@ -99,25 +116,43 @@ class Scheduler:
             case Prefill():
                 for chunk in work.chunks:
                     if request := requests.get(chunk.request_id):
-                        self.instances[work.instance].publish_kv(request, chunk.start, chunk.start + chunk.length)
+                        self._filled(request, self.instances[work.instance], chunk.start, chunk.start + chunk.length)
                         if chunk.is_last:
                             self._prefilled(request)
                             done += self._delivered(request, stopped)
             case MoveKV():
-                for request in requests.values():
-                    self._leave_prefill(request)
-                    self._start_decoding(request)
+                for part in work.parts:
+                    if part.is_last and (request := requests.get(part.request_id)):
+                        self._leave_source(request)
+                        self._start_decoding(request)
             case Decode():
                 for request in requests.values():
                     done += self._delivered(request, stopped)
+        self._let_go(requests.values())
         return done
 
     def failed(self, work: Work, now: float) -> list[Finished]:
         """Work raised: the requests in it end in an error, and nothing else is touched."""
         requests = self._land(work)
+        self.instances[work.instance].watch.failed(work)
         if isinstance(work, (Encode, MoveMM)):
             requests |= self.encoding.failed(work)
         return [self._fail(request) for request in requests.values()]
+
+    def overdue(self, now: float) -> list[Finished]:
+        """End the requests whose time is up."""
+        done = []
+        while self.next_deadline <= now:
+            _, request = heapq.heappop(self._deadlines)
+            done.append(self._fail(request))
+        return done
+
+    @property
+    def next_deadline(self) -> float:
+        """When the next request will be overdue; infinite where none has a limit."""
+        while self._deadlines and self._deadlines[0][1].state is State.FINISHED:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0][0] if self._deadlines else math.inf
 
     def lost(self, instance: str, now: float) -> list[Finished]:
         """The pools of an instance are gone: every request with something on it ends in an error."""
@@ -132,15 +167,19 @@ class Scheduler:
 
     def next_work(self, now: float) -> list[Work]:
         """The work to start now, in the order to start it."""
-        self._admit()
-        works: list[Work] = [self._begin(work) for work in self.encoding.moves()]
-        works += [self._begin(work) for work in self._moves_kv()]
-        for ledger in self.instances.values():
-            while len(ledger.in_flight) < IN_FLIGHT:
-                work = self._one_for(ledger)
-                if work is None:
-                    break
-                works.append(self._begin(work))
+        works: list[Work] = []
+        preemptions = -1
+        while preemptions != self.preemptions:  # what was preempted may go on at once, elsewhere
+            preemptions = self.preemptions
+            self._admit()
+            works += [self._begin(work, now) for work in self.encoding.moves()]
+            works += [self._begin(work, now) for work in self.moves.next_moves()]
+            for ledger in self.instances.values():
+                while len(ledger.in_flight) < IN_FLIGHT:
+                    work = self._one_for(ledger)
+                    if work is None:
+                        break
+                    works.append(self._begin(work, now))
         return works
 
     def is_staged(self, encode_id: int) -> bool:
@@ -163,14 +202,35 @@ class Scheduler:
     def _with_role(self, role: str) -> list[Ledger]:
         return [ledger for ledger in self.instances.values() if ledger.performs(role)]
 
-    def _choose(self, role: str, ledgers: Sequence[Ledger]) -> Ledger:
-        loads: dict[str, Callable[[Ledger], float]] = {
-            "E": lambda ledger: ledger.encode_load,
-            "P": lambda ledger: ledger.prompt_tokens,
-            "D": lambda ledger: ledger.sequences,
-        }
-        names = [ledger.name for ledger in ledgers]
-        return self.instances[self._assign[role].choose(names, lambda name: loads[role](self.instances[name]))]
+    def _choose(self, role: str, request: Request, ledgers: Sequence[Ledger]) -> Ledger:
+        return self.instances[
+            self._assign[role].choose(
+                [ledger.name for ledger in ledgers],
+                lambda name: self.instances[name].backlog_s(role),
+                lambda name: self._prefill_cost_s(request, self.instances[name]) if role == "P" else 0.0,
+            )
+        ]
+
+    def _prefill_cost_s(self, request: Request, ledger: Ledger) -> float:
+        """Seconds of work for the first token of a request on a P instance: prefill of what is not cached there, and
+        encoding of what is neither there nor on its way."""
+        tokens = request.context - ledger.found_blocks(request) * ledger.block_size
+        spec, encoders = request.spec, self._with_role("E")
+        buckets = dict(zip(map(spec.unit_key, range(spec.units)), spec.unit_buckets or (0,) * spec.units))
+        new = [bucket for key, bucket in buckets.items() if not ledger.has_mm(key)]
+        encode = sum(min(e.times.encode_s(bucket) for e in encoders) for bucket in new)
+        return ledger.times.prompt_s(tokens) + encode
+
+    def _enter(self, request: Request) -> None:
+        """Put a request where it starts, or starts anew."""
+        self.queued.units += request.spec.units
+        if request.spec.units:
+            request.state = State.WAITING
+            self.waiting.append(request)
+        else:
+            fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
+            self._assign_prefill(request, self._choose("P", request, fitting))
+            self._queue_prefill(request)
 
     def _admit(self) -> None:
         """Give waiting requests a P instance with room for all their MM tokens, and queue their units for encoding.
@@ -178,13 +238,13 @@ class Scheduler:
         The instance is chosen now, so that all units of a request meet there. Nobody overtakes: a request that finds
         no room holds back those behind it, until running ones make room.
         """
-        self.waiting.sort(key=self._key)
+        self.waiting.sort(key=lambda r: r.ranks["E"])
         while self.waiting:
             request = self.waiting[0]
             fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
             roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
             # Where nobody has room for everything, what is there already may make the difference.
-            ledger = self._choose("P", roomy or fitting)
+            ledger = self._choose("P", request, roomy or fitting)
             to_encode = ledger.reserve_mm(request)
             if to_encode is None:
                 return
@@ -196,22 +256,16 @@ class Scheduler:
             if request.missing:
                 ledger.prefill_queue.append(request)
             else:
-                self._all_units_there(request)
                 self._queue_prefill(request)
 
     def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
         request.p_name = ledger.name
-        ledger.prompt_tokens += request.spec.prompt_tokens
+        ledger.prompt_tokens += request.context
 
     def _unit_is_there(self, request: Request, index: int) -> None:
         request.missing.discard(index)
-        if not request.missing:
-            self._all_units_there(request)
-            if request.state is State.ENCODING:
-                request.state = State.PREFILL_QUEUED  # it is in the queue already
-
-    def _all_units_there(self, request: Request) -> None:
-        self.queued.media_bytes -= request.spec.media_bytes
+        if not request.missing and request.state is State.ENCODING:
+            request.state = State.PREFILL_QUEUED  # it is in the queue already
 
     def _queue_prefill(self, request: Request) -> None:
         request.state = State.PREFILL_QUEUED
@@ -220,9 +274,11 @@ class Scheduler:
 
     # ---- making work ----------------------------------------------------------------------------------------------
 
-    def _begin(self, work: Work) -> Work:
+    def _begin(self, work: Work, now: float) -> Work:
+        ledger = self.instances[work.instance]
         if not isinstance(work, (MoveMM, MoveKV)):  # moves occupy links, not the instance's compute
-            self.instances[work.instance].in_flight[work.work_id] = work
+            ledger.in_flight[work.work_id] = work
+            ledger.watch.began(work, now)
         for request_id in request_ids(work):
             self.requests[request_id].in_flight += 1
         return work
@@ -230,8 +286,8 @@ class Scheduler:
     def _one_for(self, ledger: Ledger) -> Work | None:
         make: dict[str, Callable[[Ledger], Work | None]] = {
             "E": self.encoding.next_step,
-            "P": self._prefill,
-            "D": self._decode,
+            "P": self._prefilling.next_step,
+            "D": self._decoding.next_step,
         }
         for role in ledger.next_roles():
             work = make[role](ledger)
@@ -240,118 +296,13 @@ class Scheduler:
                 return work
         return None
 
-    def _prefill(self, ledger: Ledger) -> Work | None:
-        """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
-        ledger.prefill_queue.sort(key=lambda r: (r.prefilled == 0, *self._key(r)))
-        chunks: list[Chunk] = []
-        longest = 0
-        for request in list(ledger.prefill_queue):
-            length = self._chunk_length(ledger, request)
-            if length == 0:
-                continue  # its next MM tokens are still on their way
-            if ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length)) is None:
-                break
-            if request.state is not State.PREFILLING:
-                if not self._start_prefill(ledger, request):
-                    break
-                length = self._chunk_length(ledger, request)  # some of it may have been found in the cache
-                if length == 0:
-                    continue
-            longest = max(longest, length)
-            chunks.append(self._chunk(ledger, request, length))
-        return Prefill(next(self._work_ids), ledger.name, tuple(chunks)) if chunks else None
-
-    def _chunk_length(self, ledger: Ledger, request: Request) -> int:
-        """Tokens of a request's next chunk; 0 while it waits for MM tokens.
-
-        Encoding and prefill of one request overlap: a chunk may start when the MM tokens it needs are there, though
-        only a full one, since the rest of a short one would take a step of its own.
-        """
-        start, most = request.prefilled, ledger.buckets.max_chunk
-        end = request.spec.not_inside(min(start + most, request.ready))
-        if request.missing and end < request.spec.not_inside(start + most):
-            return 0
-        return max(0, end - start)
-
-    def _start_prefill(self, ledger: Ledger, request: Request) -> bool:
-        """Take KV blocks and a slot for a prompt; False where there is no room yet."""
-        stays = ledger.performs("D")
-        if stays and self.move_queue and min(r.order for r in self.move_queue) < request.order:
-            return False  # an older sequence waits for this kind of room
-        if not ledger.reserve_kv(request, decoded_here=stays):
-            return False
-        request.state = State.PREFILLING
-        if stays:
-            request.d_name = ledger.name
-            ledger.sequences += 1
-        return True
-
-    def _chunk(self, ledger: Ledger, request: Request, length: int) -> Chunk:
-        start = request.prefilled
-        request.prefilled += length
-        is_last = request.prefilled == request.spec.prompt_tokens
-        if is_last:
-            ledger.prefill_queue.remove(request)
-            request.scheduled = 1
-        mm_blocks = tuple(request.mm_blocks[i] for i in range(len(request.spec.unit_tokens)))
-        return Chunk(
-            request.request_id,
-            start,
-            length,
-            is_last,
-            request.slot(ledger.name),
-            request.kv_blocks(ledger.name),
-            mm_blocks,
-            request.cached,
-        )
-
-    def _moves_kv(self) -> Iterable[Work]:
-        """Start moving prefilled sequences, oldest first, to D instances with room for their longest answer."""
-        self.move_queue.sort(key=self._key)
-        while self.move_queue:
-            request = self.move_queue[0]
-            roomy = [d for d in self._with_role("D") if d.has_turn(request)]
-            if not roomy:
-                return
-            del self.move_queue[0]
-            source, target = self.instances[request.p_name or ""], self._choose("D", roomy)
-            blocks = target.take("kv", target.kv_need(request.spec, decoded_here=True), request)
-            slot = target.take("slot", 1, request)
-            assert blocks is not None and slot is not None
-            request.d_name = target.name
-            request.state = State.MOVING_KV
-            target.sequences += 1
-            filled = blocks_for(request.spec.prompt_tokens, self.config.block_size)
-            yield MoveKV(
-                next(self._work_ids),
-                source.name,
-                target.name,
-                request.request_id,
-                request.kv_blocks(source.name)[:filled],
-                blocks[:filled],
-                request.slot(source.name),
-                slot[0],
-            )
-
-    def _decode(self, ledger: Ledger) -> Work | None:
-        rows: list[Row] = []
-        for request in ledger.running.values():
-            if request.scheduled == request.spec.max_tokens or len(rows) == ledger.buckets.decode_rows[-1]:
-                continue
-            position = request.spec.prompt_tokens + request.scheduled - 1  # of the token that is run
-            blocks = request.kv_blocks(ledger.name)[: position // ledger.block_size + 1]
-            rows.append(Row(request.request_id, request.slot(ledger.name), position, blocks))
-        if not rows:
-            return None
-        for row in rows:
-            self.requests[row.request_id].scheduled += 1
-        return Decode(next(self._work_ids), ledger.name, tuple(rows))
-
     # ---- what follows from finished work --------------------------------------------------------------------------
 
     def _land(self, work: Work) -> dict[str, Request]:
         """Take work out of flight; returns its requests that are still live."""
         self.instances[work.instance].in_flight.pop(work.work_id, None)
+        if isinstance(work, MoveKV):
+            self.moves.ended(work)
         live = {}
         for request_id in request_ids(work):
             left = self.leaving.get(request_id)
@@ -365,22 +316,29 @@ class Scheduler:
                 del self.leaving[request_id]
         return live
 
+    def _filled(self, request: Request, ledger: Ledger, start: int, end: int) -> None:
+        """KV of prompt tokens is in place: it can be shared, and moved on while the rest is run."""
+        ledger.publish_kv(request, start, end)
+        request.filled = end
+        if not ledger.performs("D"):
+            self.moves.enter(request, ledger)
+
     def _prefilled(self, request: Request) -> None:
-        """The prompt is in the KV pool and the first token sampled."""
+        """The prompt is in the KV pool and the next token sampled."""
         assert request.p_name is not None
         ledger = self.instances[request.p_name]
         ledger.give_back("mm", request)
-        ledger.prompt_tokens -= request.spec.prompt_tokens
+        ledger.prompt_tokens -= request.context
         if ledger.performs("D"):
             self._start_decoding(request)
         else:
             request.state = State.MOVE_QUEUED
-            self.move_queue.append(request)
 
-    def _leave_prefill(self, request: Request) -> None:
-        assert request.p_name is not None
+    def _leave_source(self, request: Request) -> None:
+        """Its KV has arrived elsewhere."""
         for pool in ("kv", "slot"):
-            self.instances[request.p_name].give_back(pool, request)
+            self.instances[request.kv_source].give_back(pool, request)
+        request.kv_source = ""
 
     def _start_decoding(self, request: Request) -> None:
         assert request.d_name is not None
@@ -398,6 +356,57 @@ class Scheduler:
         self._retire(request)
         return [Finished(request.request_id, reason)]
 
+    # ---- preemption -----------------------------------------------------------------------------------------------
+
+    def _pause(self, request: Request) -> None:
+        """Take a request out of its instance, which needs the room; it goes when no running work touches it."""
+        for name in (request.p_name, request.d_name):
+            if name is not None:
+                ledger = self.instances[name]
+                ledger.running.pop(request.request_id, None)
+                if request in ledger.prefill_queue:
+                    ledger.prefill_queue.remove(request)
+        request.pausing = True
+        self._let_go([request])
+
+    def _let_go(self, requests: Iterable[Request]) -> None:
+        """Preempt those that are pausing and not touched by running work any more."""
+        for request in requests:
+            if request.pausing and not request.in_flight and request.state is not State.FINISHED:
+                request.pausing = False
+                self.preemptions += 1
+                if request.state is State.PREFILLING:
+                    self._prefill_anew(request)
+                else:
+                    self._decode_elsewhere(request)
+
+    def _prefill_anew(self, request: Request) -> None:
+        """A prompt gives up the KV it has so far, not its MM tokens, and starts again when there is room."""
+        assert request.p_name is not None
+        ledger = self.instances[request.p_name]
+        for pool in ("kv", "slot"):
+            ledger.give_back(pool, request)
+        ledger.sequences -= 1
+        request.d_name = None
+        request.prefilled = request.filled = request.cached = 0
+        request.state = State.ENCODING if request.missing else State.PREFILL_QUEUED
+        ledger.prefill_queue.append(request)
+
+    def _decode_elsewhere(self, request: Request) -> None:
+        """A sequence moves to another instance that has room, or is prefilled again, its answer so far included."""
+        assert request.d_name is not None
+        ledger = self.instances[request.d_name]
+        ledger.sequences -= 1
+        request.resumed = request.delivered
+        request.d_name = None
+        if self.moves.displace(request, ledger):
+            return
+        self._give_back_all(request)
+        request.p_name = None
+        request.mm_blocks.clear()
+        request.prefilled = request.filled = request.cached = request.moved = 0
+        self._enter(request)
+
     # ---- leaving --------------------------------------------------------------------------------------------------
 
     def _fail(self, request: Request) -> Finished:
@@ -407,13 +416,11 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Take a request out of every queue, and give back what it holds once no running work touches it."""
         del self.requests[request.request_id]
-        if request.missing or request.state is State.WAITING:
-            self.queued.media_bytes -= request.spec.media_bytes
+        self.queued.media_bytes -= request.spec.media_bytes
         if request.state is State.WAITING:
-            self.queued.units -= len(request.spec.unit_tokens)
-        for queue in (self.waiting, self.move_queue):
-            if request in queue:
-                queue.remove(request)
+            self.queued.units -= request.spec.units
+            self.waiting.remove(request)
+        self.moves.leave(request)
         if request.p_name is not None:
             self._leave_instance(request, self.instances[request.p_name])
         if request.d_name is not None:
@@ -428,7 +435,7 @@ class Scheduler:
 
     def _leave_instance(self, request: Request, ledger: Ledger) -> None:
         if request.state in (State.ENCODING, State.PREFILL_QUEUED, State.PREFILLING):
-            ledger.prompt_tokens -= request.spec.prompt_tokens
+            ledger.prompt_tokens -= request.context
         if request in ledger.prefill_queue:
             ledger.prefill_queue.remove(request)
         if request.missing:

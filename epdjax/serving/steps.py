@@ -174,20 +174,20 @@ def decode(
 
 
 def gather_kv(
-    pools: Pools, last_tokens: jax.Array, blocks_n: jax.Array, slot: jax.Array
+    pools: Pools, last_tokens: jax.Array, blocks_n: jax.Array, slots_m: jax.Array
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """What a KV move takes along: a sequence's blocks of every layer, and its last token ``[1]``."""
-    return tuple(pool[blocks_n] for pool in pools), last_tokens[slot]
+    """What a KV move takes along: blocks of every layer, and the newest tokens of some sequences ``[m]``."""
+    return tuple(pool[blocks_n] for pool in pools), last_tokens[slots_m]
 
 
 def land_kv(
     pools: Pools,
     last_tokens: jax.Array,
     moved: tuple[jax.Array, ...],
-    token: jax.Array,
+    tokens_m: jax.Array,
     blocks_n: jax.Array,
-    slot: jax.Array,
+    slots_m: jax.Array,
 ) -> tuple[Pools, jax.Array]:
-    """Write a moved sequence into this instance's (donated) pools and slot."""
+    """Write what was moved into this instance's (donated) pools and slots; padding goes to block 0 and slot 0."""
     landed = tuple(pool.at[blocks_n].set(some) for pool, some in zip(pools, moved, strict=True))
-    return landed, last_tokens.at[slot].set(token)
+    return landed, last_tokens.at[slots_m].set(tokens_m)

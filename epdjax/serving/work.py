@@ -13,6 +13,7 @@ class Unit:
         bucket: the number of its size among `Buckets.unit_sizes`.
         target: the P instance that waits for it.
         key: of its content.
+        rank: of its request, in the order of encoding.
     """
 
     request_id: str
@@ -20,6 +21,7 @@ class Unit:
     bucket: int = 0
     target: str = ""
     key: Hashable = None
+    rank: tuple[float, int] = (0.0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +82,29 @@ class Prefill:
 
 
 @dataclasses.dataclass(frozen=True)
+class KVPart:
+    """Blocks of one request in a move: `source_blocks` become `blocks`.
+
+    With the last of them goes the newest token, from `source_slot` to `slot`; before, both are 0.
+    """
+
+    request_id: str
+    source_blocks: tuple[int, ...]
+    blocks: tuple[int, ...]
+    is_last: bool
+    source_slot: int
+    slot: int
+
+
+@dataclasses.dataclass(frozen=True)
 class MoveKV:
-    """Move a prefilled request's KV blocks and its first token from a P to a D instance."""
+    """Move KV blocks of several requests to a D instance: from the P instance where they are prefilled, chunk by chunk,
+    or from a D instance that needs the room."""
 
     work_id: int
     source: str
     instance: str
-    request_id: str
-    source_blocks: tuple[int, ...]
-    blocks: tuple[int, ...]
-    source_slot: int
-    slot: int
+    parts: tuple[KVPart, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +139,8 @@ def request_ids(work: Work) -> tuple[str, ...]:
             ids = []
         case Prefill(chunks=chunks):
             ids = [chunk.request_id for chunk in chunks]
-        case MoveKV(request_id=request_id):
-            ids = [request_id]
+        case MoveKV(parts=parts):
+            ids = [part.request_id for part in parts]
         case Decode(sequences=sequences):
             ids = [sequence.request_id for sequence in sequences]
     return tuple(dict.fromkeys(ids))

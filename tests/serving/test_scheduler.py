@@ -29,6 +29,55 @@ def make_scheduler(layout: str, **limits: int) -> Scheduler:
     return Scheduler(SchedulerConfig(BUCKETS, max_model_len=256, **limits), instances)
 
 
+class Memory:
+    """What lies in the KV blocks of every instance, and whether each step finds what it reads.
+
+    Devices do what they are given in order, so a step reads and writes when it is started; what is moved is read then
+    too, and written when the move has ended.
+    """
+
+    def __init__(self, specs: dict[str, RequestSpec]):
+        self.specs = specs
+        self.blocks: dict[tuple[str, int], dict[int, object]] = collections.defaultdict(dict)
+        self.gathered: dict[int, list] = {}
+
+    def content(self, request_id: str, position: int) -> object:
+        """What the KV of a token is: that of its prompt, as far as others may have the same, or a request's own."""
+        keys = self.specs[request_id].block_keys
+        return (keys[position // 16], position % 16) if position // 16 < len(keys) else (request_id, position)
+
+    def expect(self, instance: str, request_id: str, blocks: tuple[int, ...], end: int) -> None:
+        for position in range(end):
+            found = self.blocks[instance, blocks[position // 16]].get(position % 16)
+            assert found == self.content(request_id, position), f"{request_id} reads {found} at {position}"
+
+    def write(self, instance: str, request_id: str, blocks: tuple[int, ...], start: int, end: int) -> None:
+        for position in range(start, end):
+            self.blocks[instance, blocks[position // 16]][position % 16] = self.content(request_id, position)
+
+    def run(self, work: Work) -> None:
+        if isinstance(work, Prefill):
+            for chunk in work.chunks:
+                self.expect(work.instance, chunk.request_id, chunk.kv_blocks, chunk.start)
+                end = chunk.start + chunk.length
+                self.write(work.instance, chunk.request_id, chunk.kv_blocks, chunk.start, end)
+        if isinstance(work, Decode):
+            assert len({row.slot for row in work.sequences}) == len(work.sequences)
+            for row in work.sequences:
+                self.expect(work.instance, row.request_id, row.kv_blocks, row.position)
+                self.write(work.instance, row.request_id, row.kv_blocks, row.position, row.position + 1)
+        if isinstance(work, MoveKV):
+            assert sum(len(part.blocks) for part in work.parts) <= BUCKETS.move_blocks[-1]
+            self.gathered[work.work_id] = [
+                [dict(self.blocks[work.source, block]) for block in part.source_blocks] for part in work.parts
+            ]
+
+    def land(self, work: Work) -> None:
+        for part, contents in zip(getattr(work, "parts", ()), self.gathered.pop(work.work_id, ())):
+            for block, content in zip(part.blocks, contents, strict=True):
+                self.blocks[work.instance, block] = content
+
+
 class Machine(RuleBasedStateMachine):
     """Devices finish work in order, lane by lane; everything else comes at random."""
 
@@ -48,11 +97,13 @@ class Machine(RuleBasedStateMachine):
         self.landed: set = set()
         self.tokens: collections.Counter[str] = collections.Counter()
         self.wanted: dict[str, int] = {}
+        self.memory = Memory(self.specs)
 
     def start(self) -> None:
         self.now += 1
         for work in self.scheduler.next_work(self.now):
             self.check(work)
+            self.memory.run(work)
             lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
             self.lanes.setdefault((work.instance, lane), collections.deque()).append(work)
 
@@ -73,12 +124,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         prompt=st.integers(1, 150),
-        answer=st.integers(1, 40),
+        answer=st.integers(1, 120),
+        priority=st.integers(-1, 1),
         contents=st.lists(st.integers(0, 5), max_size=6),
         text=st.integers(0, 2),
         shares=st.booleans(),
     )
-    def arrive(self, prompt: int, answer: int, contents: list[int], text: int, shares: bool) -> None:
+    def arrive(self, prompt: int, answer: int, priority: int, contents: list[int], text: int, shares: bool) -> None:
         """A request for some of six pictures and three texts, with or without the keys that let it share."""
         self.serial += 1
         units = [6 * content + 3 for content in contents]
@@ -96,6 +148,7 @@ class Machine(RuleBasedStateMachine):
             whole=tuple((prompt // 2 + sum(units[:i]), prompt // 2 + sum(units[: i + 1])) for i in range(len(units)))
             if text == 2
             else (),
+            priority=priority,
         )
         try:
             self.scheduler.add(spec, self.now)
@@ -141,6 +194,7 @@ class Machine(RuleBasedStateMachine):
                 assert not any(first < end < last for first, last in spec.whole)
 
     def finish_one(self, work: Work, stop: bool) -> None:
+        self.memory.land(work)
         if isinstance(work, MoveMM):
             self.landed |= {(work.instance, row.unit.key) for row in work.rows}
         stopped = []
@@ -158,7 +212,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding())
     @rule(pick=st.integers(0, 100))
     def fail(self, pick: int) -> None:
-        self.end(self.scheduler.failed(self.pop(pick), self.now))
+        work = self.pop(pick)
+        self.memory.gathered.pop(work.work_id, None)
+        self.end(self.scheduler.failed(work, self.now))
         self.start()
 
     @precondition(lambda self: self.live)
@@ -178,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         """With no more arrivals everything ends, in a number of steps bounded by the work there is."""
         if not hasattr(self, "scheduler"):
             return
-        budget = 200 + 60 * len(self.live)
+        budget = 200 + 400 * len(self.live)
         while self.live or self.outstanding():
             assert self.outstanding(), f"stuck: {self.scheduler.counts()}"
             self.finish_one(self.pop(0), stop=False)
@@ -215,7 +271,7 @@ def test_a_request_passes_through_all_stages() -> None:
     assert kinds.count("Encode") == 2  # three units, two per step
     assert kinds.count("MoveMM") == 2
     assert kinds.count("Prefill") == 2  # 64 + 36 tokens
-    assert kinds.count("MoveKV") == 1
+    assert kinds.count("MoveKV") == 2  # after the first chunk, and with the rest the first token
     assert kinds.count("Decode") == 2  # the first token comes from prefill
     positions = [row.position for work in works if isinstance(work, Decode) for row in work.sequences]
     assert positions == [100, 101]
@@ -269,7 +325,7 @@ def waiting_for_room(layout: str, *specs: RequestSpec) -> tuple[Scheduler, list[
 
 def test_an_older_prompt_is_not_overtaken_by_one_that_fits() -> None:
     """20 KV blocks: the first takes 12, the second needs 12 and must wait, the third would fit but is younger."""
-    specs = [RequestSpec("a", 100, 93), RequestSpec("b", 100, 93), RequestSpec("c", 16, 1)]
+    specs = [RequestSpec("a", 180, 3), RequestSpec("b", 180, 3), RequestSpec("c", 16, 1)]
     scheduler, works = waiting_for_room("EPD", *specs)
     assert {chunk.request_id for work in works if isinstance(work, Prefill) for chunk in work.chunks} == {"a"}
     scheduler.abort("b", 0.0)
@@ -399,12 +455,14 @@ def test_prefill_starts_while_pictures_are_encoded() -> None:
     spec = RequestSpec("r", 200, 1, (16, 16, 16), unit_starts=(64, 130, 160))
     scheduler.add(spec, 0.0)
     begun = scheduler.next_work(0.0)
-    assert [type(work) for work in begun] == [Encode, Encode, Prefill]
-    assert begun[2].chunks[0].length == 64
-    scheduler.finished(begun[2], 0.0)
-    assert scheduler.next_work(0.0) == []
+    assert [type(work) for work in begun] == [Encode, Prefill]
+    assert begun[1].chunks[0].length == 64
+    scheduler.finished(begun[1], 0.0)
+    [early] = scheduler.next_work(0.0)
+    assert isinstance(early, MoveKV) and len(early.parts[0].blocks) == 4 and not early.parts[0].is_last
     scheduler.finished(begun[0], 0.0)  # the first two pictures
-    [move] = scheduler.next_work(0.0)
+    move, third = scheduler.next_work(0.0)
+    assert isinstance(third, Encode) and len(third.units) == 1
     scheduler.finished(move, 0.0)
     [prefill] = scheduler.next_work(0.0)
     assert (prefill.chunks[0].start, prefill.chunks[0].length) == (64, 64)

@@ -1,0 +1,82 @@
+"""The decode stage of the scheduler: the next step of a D instance, and room for what it writes.
+
+A sequence takes KV blocks as it grows. Where there are none left, the one that the policy puts last makes room: it is
+taken out, and goes on later with the same tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from epdjax.serving.ledger import Ledger
+from epdjax.serving.request import Request, State
+from epdjax.serving.work import Decode
+from epdjax.serving.work import Sequence as Row
+
+
+class DecodeStage:
+    """See the module.
+
+    Args:
+        work_ids: numbers for new work.
+        requests: all live requests.
+        leaving: those that are over, and hold blocks until running work has ended.
+        pause: take a request out of its instance.
+    """
+
+    def __init__(
+        self,
+        work_ids: Iterator[int],
+        requests: Mapping[str, Request],
+        leaving: Mapping[str, Request],
+        pause: Callable[[Request], None],
+    ):
+        self._work_ids, self._requests, self._leaving, self._pause = work_ids, requests, leaving, pause
+
+    def next_step(self, ledger: Ledger) -> Decode | None:
+        """One step for every running sequence that has room for its next token; None where there is none."""
+        rows: list[Row] = []
+        # Those that go first take their blocks first: who makes room for them has no row yet.
+        for request in sorted(ledger.running.values(), key=lambda r: r.ranks["D"]):
+            if request.all_scheduled or request.request_id not in ledger.running:
+                continue
+            if not self._has_room(ledger, request):
+                continue
+            blocks = request.kv_blocks(ledger.name)[: request.position // ledger.block_size + 1]
+            rows.append(Row(request.request_id, request.slot(ledger.name), request.position, blocks))
+        if not rows:
+            return None
+        for row in rows:
+            self._requests[row.request_id].scheduled += 1
+        return Decode(next(self._work_ids), ledger.name, tuple(rows))
+
+    def _has_room(self, ledger: Ledger, request: Request) -> bool:
+        """Take the block that the next token of a sequence needs, if it needs one; False where it has to wait."""
+        if request.position < len(request.kv_blocks(ledger.name)) * ledger.block_size:
+            return True
+        while ledger.take("kv", 1, request) is None:
+            if self._room_is_coming(ledger, request):
+                return False
+            last = max(self._could_go(ledger), key=lambda r: r.ranks["D"])
+            self._pause(last)
+            if last is request:
+                return False
+        return True
+
+    def _room_is_coming(self, ledger: Ledger, request: Request) -> bool:
+        """Whether somebody gives blocks back soon without being asked: who is over, on the way out, or waits for his
+        last token. Who is on his way in and goes behind `request` can be asked when he is there."""
+        if any((ledger.name, "kv") in r.holdings for r in self._leaving.values()):
+            return True
+        there = {id(r) for r in self._could_go(ledger)}
+        return any(
+            other.pausing
+            or other.all_scheduled
+            or other.kv_source == ledger.name
+            or (id(other) not in there and other.ranks["D"] > request.ranks["D"])
+            for other in self._requests.values()
+            if (ledger.name, "kv") in other.holdings
+        )
+
+    def _could_go(self, ledger: Ledger) -> list[Request]:
+        """Who could make room: sequences being decoded, and prompts that are prefilled here."""
+        prefilling = [r for r in ledger.prefill_queue if r.state is State.PREFILLING]
+        return [*ledger.running.values(), *prefilling]

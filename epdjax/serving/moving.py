@@ -1,0 +1,151 @@
+"""KV on its way to the instances that decode: chunk by chunk while a prompt is still prefilled, several requests at a
+time, and from one D instance to another that has room.
+
+A destination is chosen, and blocks and a slot reserved there, as soon as some of a prompt's KV is in place and there is
+room. Only sequences that are prefilled to the end hold others back when there is none.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from epdjax.serving.blocks import blocks_for
+from epdjax.serving.ledger import Ledger
+from epdjax.serving.request import Request, State
+from epdjax.serving.work import KVPart, MoveKV
+
+MOST_PARTS = 8  # requests in one move
+IN_FLIGHT = 2  # moves between two instances at a time; what becomes movable meanwhile goes together in the next
+
+
+class KVMoves:
+    """See the module.
+
+    Args:
+        instances: all ledgers.
+        choose: which of several D instances gets a request.
+        work_ids: numbers for new work.
+    """
+
+    def __init__(
+        self,
+        instances: Mapping[str, Ledger],
+        choose: Callable[[Request, Sequence[Ledger]], Ledger],
+        work_ids: Iterator[int],
+    ):
+        self._instances, self._choose, self._work_ids = instances, choose, work_ids
+        self._block_size = next(iter(instances.values())).block_size
+        self._most_blocks = next(iter(instances.values())).buckets.move_blocks[-1]
+        self.queue: list[Request] = []  # some of their KV is, or soon will be, to be moved
+        self._in_flight: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.blocks_moved = 0
+        self.blocks_moved_early = 0  # of them, before their prompt was prefilled to its end
+
+    def enter(self, request: Request, source: Ledger) -> None:
+        """Some KV of `request` is in place on `source`, and it is decoded elsewhere."""
+        request.kv_source = source.name
+        if request not in self.queue:
+            self.queue.append(request)
+
+    def leave(self, request: Request) -> None:
+        if request in self.queue:
+            self.queue.remove(request)
+
+    def goes_before(self, request: Request) -> bool:
+        """Whether a sequence that waits for room on a D instance goes before `request`."""
+        waiting = [r.ranks["D"] for r in self.queue if r.state is State.MOVE_QUEUED]
+        return bool(waiting) and min(waiting) < request.ranks["D"]
+
+    def displace(self, request: Request, source: Ledger) -> bool:
+        """Move a sequence that was being decoded on `source` to another instance; False where none has room."""
+        siblings = [d for d in self._decoders() if d is not source and d.has_turn(request)]
+        if not siblings:
+            return False
+        request.filled, request.moved = request.context - 1, 0  # the newest token has not been run
+        self._reserve(request, self._choose(request, siblings))
+        self.enter(request, source)
+        request.state = State.MOVING_KV
+        return True
+
+    def next_moves(self) -> Iterable[MoveKV]:
+        """The moves to start now."""
+        self.queue.sort(key=lambda r: r.ranks["D"])
+        self._assign()
+        lanes: dict[tuple[str, str], list[Request]] = {}
+        for request in self.queue:
+            if request.d_name is not None and (_complete(request) or self._unmoved(request)):
+                lanes.setdefault((request.kv_source, request.d_name), []).append(request)
+        for lane, requests in lanes.items():
+            while requests and self._in_flight[lane] < IN_FLIGHT:
+                parts = self._pack(requests)
+                self._in_flight[lane] += 1
+                yield MoveKV(next(self._work_ids), *lane, tuple(parts))
+
+    def ended(self, work: MoveKV) -> None:
+        self._in_flight[work.source, work.instance] -= 1
+
+    def _decoders(self) -> list[Ledger]:
+        return [ledger for ledger in self._instances.values() if ledger.performs("D")]
+
+    def _assign(self) -> None:
+        """Give requests, in order, a D instance with room."""
+        for request in self.queue:
+            if request.d_name is not None:
+                continue
+            roomy = [d for d in self._decoders() if d.has_turn(request)]
+            if roomy:
+                self._reserve(request, self._choose(request, roomy))
+            elif request.state is State.MOVE_QUEUED:
+                return  # nobody overtakes it
+
+    def _reserve(self, request: Request, target: Ledger) -> None:
+        blocks = target.take("kv", target.start_blocks(request), request)
+        slot = target.take("slot", 1, request)
+        assert blocks is not None and slot is not None
+        request.d_name = target.name
+        target.sequences += 1
+
+    def _unmoved(self, request: Request) -> int:
+        """Blocks that can be moved now: full ones, and the last one when all is there."""
+        there = blocks_for(request.filled, self._block_size)
+        if not _complete(request):
+            there = request.filled // self._block_size
+        return there - blocks_for(request.moved, self._block_size)
+
+    def _pack(self, requests: list[Request]) -> list[KVPart]:
+        """Parts of one move, taken from the front of `requests`; those with nothing left leave the list."""
+        room = self._most_blocks
+        parts: list[KVPart] = []
+        while requests and room and len(parts) < MOST_PARTS:
+            count = min(room, self._unmoved(requests[0]))
+            parts.append(self._part(requests[0], count))
+            room -= count
+            if not self._unmoved(requests[0]):
+                del requests[0]
+        return parts
+
+    def _part(self, request: Request, count: int) -> KVPart:
+        source, target = request.kv_source, request.d_name
+        assert target is not None
+        first = blocks_for(request.moved, self._block_size)
+        span = slice(first, first + count)
+        request.moved = min((first + count) * self._block_size, request.filled)
+        is_last = _complete(request) and request.moved == request.filled
+        self.blocks_moved += count
+        if is_last:
+            request.state = State.MOVING_KV
+            self.queue.remove(request)
+        elif not _complete(request):
+            self.blocks_moved_early += count
+        return KVPart(
+            request.request_id,
+            request.kv_blocks(source)[span],
+            request.kv_blocks(target)[span],
+            is_last,
+            request.slot(source) if is_last else 0,
+            request.slot(target) if is_last else 0,
+        )
+
+
+def _complete(request: Request) -> bool:
+    """Whether all the KV to be moved is in place at the source."""
+    return request.state is not State.PREFILLING

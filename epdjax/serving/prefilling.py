@@ -1,0 +1,102 @@
+"""The prefill stage of the scheduler: which chunks of which prompts make up the next step of a P instance."""
+
+from collections.abc import Iterator
+
+from epdjax.serving.ledger import Ledger
+from epdjax.serving.moving import KVMoves
+from epdjax.serving.request import Request, State
+from epdjax.serving.work import Chunk, Prefill
+
+
+class PrefillStage:
+    """See the module.
+
+    Args:
+        work_ids: numbers for new work.
+        moves: the queue for room on instances that decode, which prompts that stay where they are share.
+        max_chunk: prompt tokens of one row.
+        pace: decode steps that a prefill step may last where sequences are being decoded on the same instance.
+    """
+
+    def __init__(self, work_ids: Iterator[int], moves: KVMoves, max_chunk: int, pace: float):
+        self._work_ids, self._moves, self._max_chunk, self._pace = work_ids, moves, max_chunk, pace
+
+    def next_step(self, ledger: Ledger) -> Prefill | None:
+        """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
+        ledger.prefill_queue.sort(key=lambda r: (r.prefilled == 0, r.ranks["P"]))
+        most = self._most_tokens(ledger)
+        chunks: list[Chunk] = []
+        longest = 0
+        for request in list(ledger.prefill_queue):
+            length = self._chunk_length(request, most)
+            if length == 0:
+                continue  # its next MM tokens are still on their way
+            shape = ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length))
+            if shape is None or (chunks and shape[0] * shape[1] > most):
+                break
+            if request.state is not State.PREFILLING:
+                if not self._start(ledger, request):
+                    break
+                length = self._chunk_length(request, most)  # some of it may have been found in the cache
+                if length == 0:
+                    continue
+            longest = max(longest, length)
+            chunks.append(_chunk(ledger, request, length))
+        return Prefill(next(self._work_ids), ledger.name, tuple(chunks)) if chunks else None
+
+    def _most_tokens(self, ledger: Ledger) -> int:
+        """Tokens of a step, padding included: as many as there can be, or where sequences wait for their next token
+        meanwhile, as many as keep their pace."""
+        sizes = sorted({rows * tokens for rows, tokens in ledger.buckets.prefill})
+        if not ledger.running:
+            return sizes[-1]
+        patience = self._pace * ledger.times.decode_s
+        return max((size for size in sizes if ledger.times.prefill_s(size) <= patience), default=sizes[0])
+
+    def _chunk_length(self, request: Request, most: int) -> int:
+        """Tokens of a request's next chunk; 0 while it waits for MM tokens.
+
+        Encoding and prefill of one request overlap: a chunk may start when the MM tokens it needs are there, though
+        only a full one, since the rest of a short one would take a step of its own.
+        """
+        start, spec = request.prefilled, request.spec
+        most = min(most, self._max_chunk)
+        for first, last in spec.whole:
+            if first <= start < last:
+                most = max(most, last - start)  # what must be run together is, whatever the pace
+        end = spec.not_inside(min(start + most, request.ready))
+        if request.missing and end < spec.not_inside(start + most):
+            return 0
+        return max(0, end - start)
+
+    def _start(self, ledger: Ledger, request: Request) -> bool:
+        """Take KV blocks and a slot for a prompt; False where there is no room yet."""
+        stays = ledger.performs("D")
+        if stays and self._moves.goes_before(request):
+            return False  # a sequence that was prefilled elsewhere waits for this kind of room
+        if not ledger.reserve_kv(request):
+            return False
+        request.state = State.PREFILLING
+        if stays:
+            request.d_name = ledger.name
+            ledger.sequences += 1
+        return True
+
+
+def _chunk(ledger: Ledger, request: Request, length: int) -> Chunk:
+    start = request.prefilled
+    request.prefilled += length
+    is_last = request.prefilled == request.context
+    if is_last:
+        ledger.prefill_queue.remove(request)
+        request.scheduled = request.resumed + 1
+    return Chunk(
+        request.request_id,
+        start,
+        length,
+        is_last,
+        request.slot(ledger.name),
+        request.kv_blocks(ledger.name),
+        tuple(request.mm_blocks[i] for i in range(request.spec.units)),
+        request.cached,
+    )
