@@ -216,7 +216,8 @@ class Engine:
                 log.exception("could not land %s", type(work).__name__)
                 error = trouble
         if error is not None:
-            finished = self.scheduler.failed(work, now) + self._recover(self.instances[work.instance])
+            finished = self.scheduler.failed(work, now)
+            self._recover(self.instances[work.instance])
         else:
             finished = self.scheduler.finished(work, now, stopped)
         for event in finished:
@@ -267,14 +268,13 @@ class Engine:
             request.detokenizer.finish()
             self._close(request, _output(request, event.reason))
 
-    def _recover(self, instance: Instance) -> list[Finished]:
-        """After a failure: if it took the instance's pools along, their requests end and the pools are made anew."""
-        if not instance.pools or instance.pools_alive:
-            return []
-        log.error("the pools of %s are lost; making new ones", instance.name)
-        finished = self.scheduler.lost(instance.name, time.monotonic())
-        instance.make_pools()
-        return finished
+    def _recover(self, instance: Instance) -> None:
+        """After a failure: if it took the instance's pools along, they are made anew, and who had something there
+        starts over."""
+        if instance.pools and not instance.pools_alive:
+            log.error("the pools of %s are lost; making new ones", instance.name)
+            self.scheduler.lost(instance.name)
+            instance.make_pools()
 
 
 def _output(request: LiveRequest, reason: FinishReason | None) -> RequestOutput:

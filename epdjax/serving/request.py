@@ -18,6 +18,7 @@ class State(enum.Enum):
     MOVE_QUEUED = "move_queued"  # prefilled; waits for room on a D instance
     MOVING_KV = "moving_kv"
     DECODING = "decoding"
+    INTERRUPTED = "interrupted"  # what it had is lost or given up; starts over when no running work touches it
     FINISHED = "finished"
 
 

@@ -17,17 +17,18 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load
+from epdjax.serving.assigning import Assigner
 from epdjax.serving.decoding import DecodeStage
 from epdjax.serving.encoding import EncodeStage
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
 from epdjax.serving.moving import KVMoves
 from epdjax.serving.outputs import FinishReason
-from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage, rank
+from epdjax.serving.policies import ORDERS, per_stage, rank
 from epdjax.serving.prefilling import PrefillStage
 from epdjax.serving.request import Request, RequestSpec, State
 from epdjax.serving.service_times import ServiceTimes
-from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
+from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,13 @@ class Scheduler:
         self.preemptions = 0
         self._deadlines: list[tuple[tuple[float, int], Request]] = []  # a heap
         self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
-        chosen = per_stage(config.assignment, tuple(ASSIGNMENTS), "assignment")
-        self._assign = {role: ASSIGNMENTS[name]() for role, name in chosen.items()}
+        self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
         work_ids = itertools.count(1)
-        self.encoding = EncodeStage(self.instances, functools.partial(self._choose, "E"), work_ids, self.queued)
-        self.moves = KVMoves(self.instances, functools.partial(self._choose, "D"), work_ids)
+        self.encoding = EncodeStage(
+            self.instances, functools.partial(self._assigner.choose, "E"), work_ids, self.queued
+        )
+        self.moves = KVMoves(self.instances, functools.partial(self._assigner.choose, "D"), work_ids)
         self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
         self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self._pause)
 
@@ -116,13 +118,14 @@ class Scheduler:
             case Prefill():
                 for chunk in work.chunks:
                     if request := requests.get(chunk.request_id):
-                        self._filled(request, self.instances[work.instance], chunk.start, chunk.start + chunk.length)
+                        if request.state is not State.INTERRUPTED:
+                            self._filled(request, self.instances[work.instance], chunk)
                         if chunk.is_last:
-                            self._prefilled(request)
                             done += self._delivered(request, stopped)
             case MoveKV():
                 for part in work.parts:
-                    if part.is_last and (request := requests.get(part.request_id)):
+                    request = requests.get(part.request_id)
+                    if request and part.is_last and request.state is not State.INTERRUPTED:
                         self._leave_source(request)
                         self._start_decoding(request)
             case Decode():
@@ -154,14 +157,15 @@ class Scheduler:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0][0] if self._deadlines else math.inf
 
-    def lost(self, instance: str, now: float) -> list[Finished]:
-        """The pools of an instance are gone: every request with something on it ends in an error."""
+    def lost(self, instance: str) -> None:
+        """The pools of an instance are gone: every request with something there starts over, its answer so far
+        included."""
         for pool in ("kv", "mm"):
             self.instances[instance].pools[pool].forget()
-        affected = [
-            request for request in self.requests.values() if any(name == instance for name, _ in request.holdings)
-        ]
-        return [self._fail(request) for request in affected]
+        for request in list(self.requests.values()):
+            if any(name == instance for name, _ in request.holdings):
+                self._leave_queues(request)
+                self._let_go([request])
 
     # ---- what the scheduler answers -------------------------------------------------------------------------------
 
@@ -199,28 +203,6 @@ class Scheduler:
 
     # ---- admission ------------------------------------------------------------------------------------------------
 
-    def _with_role(self, role: str) -> list[Ledger]:
-        return [ledger for ledger in self.instances.values() if ledger.performs(role)]
-
-    def _choose(self, role: str, request: Request, ledgers: Sequence[Ledger]) -> Ledger:
-        return self.instances[
-            self._assign[role].choose(
-                [ledger.name for ledger in ledgers],
-                lambda name: self.instances[name].backlog_s(role),
-                lambda name: self._prefill_cost_s(request, self.instances[name]) if role == "P" else 0.0,
-            )
-        ]
-
-    def _prefill_cost_s(self, request: Request, ledger: Ledger) -> float:
-        """Seconds of work for the first token of a request on a P instance: prefill of what is not cached there, and
-        encoding of what is neither there nor on its way."""
-        tokens = request.context - ledger.found_blocks(request) * ledger.block_size
-        spec, encoders = request.spec, self._with_role("E")
-        buckets = dict(zip(map(spec.unit_key, range(spec.units)), spec.unit_buckets or (0,) * spec.units))
-        new = [bucket for key, bucket in buckets.items() if not ledger.has_mm(key)]
-        encode = sum(min(e.times.encode_s(bucket) for e in encoders) for bucket in new)
-        return ledger.times.prompt_s(tokens) + encode
-
     def _enter(self, request: Request) -> None:
         """Put a request where it starts, or starts anew."""
         self.queued.units += request.spec.units
@@ -228,8 +210,8 @@ class Scheduler:
             request.state = State.WAITING
             self.waiting.append(request)
         else:
-            fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
-            self._assign_prefill(request, self._choose("P", request, fitting))
+            fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
+            self._assign_prefill(request, self._assigner.choose("P", request, fitting))
             self._queue_prefill(request)
 
     def _admit(self) -> None:
@@ -241,10 +223,10 @@ class Scheduler:
         self.waiting.sort(key=lambda r: r.ranks["E"])
         while self.waiting:
             request = self.waiting[0]
-            fitting = [p for p in self._with_role("P") if p.could_prefill(request.spec)]
+            fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
             roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
             # Where nobody has room for everything, what is there already may make the difference.
-            ledger = self._choose("P", request, roomy or fitting)
+            ledger = self._assigner.choose("P", request, roomy or fitting)
             to_encode = ledger.reserve_mm(request)
             if to_encode is None:
                 return
@@ -316,12 +298,14 @@ class Scheduler:
                 del self.leaving[request_id]
         return live
 
-    def _filled(self, request: Request, ledger: Ledger, start: int, end: int) -> None:
+    def _filled(self, request: Request, ledger: Ledger, chunk: Chunk) -> None:
         """KV of prompt tokens is in place: it can be shared, and moved on while the rest is run."""
-        ledger.publish_kv(request, start, end)
-        request.filled = end
+        request.filled = chunk.start + chunk.length
+        ledger.publish_kv(request, chunk.start, request.filled)
         if not ledger.performs("D"):
             self.moves.enter(request, ledger)
+        if chunk.is_last:
+            self._prefilled(request)
 
     def _prefilled(self, request: Request) -> None:
         """The prompt is in the KV pool and the next token sampled."""
@@ -370,9 +354,13 @@ class Scheduler:
         self._let_go([request])
 
     def _let_go(self, requests: Iterable[Request]) -> None:
-        """Preempt those that are pausing and not touched by running work any more."""
+        """Send on those that were taken out of their place and are not touched by running work any more."""
         for request in requests:
-            if request.pausing and not request.in_flight and request.state is not State.FINISHED:
+            if request.in_flight or request.state is State.FINISHED:
+                continue
+            if request.state is State.INTERRUPTED:
+                self._start_over(request)
+            elif request.pausing:
                 request.pausing = False
                 self.preemptions += 1
                 if request.state is State.PREFILLING:
@@ -395,15 +383,18 @@ class Scheduler:
     def _decode_elsewhere(self, request: Request) -> None:
         """A sequence moves to another instance that has room, or is prefilled again, its answer so far included."""
         assert request.d_name is not None
-        ledger = self.instances[request.d_name]
-        ledger.sequences -= 1
+        source = self.instances[request.d_name]
+        self._leave_queues(request)
         request.resumed = request.delivered
-        request.d_name = None
-        if self.moves.displace(request, ledger):
-            return
+        if not self.moves.displace(request, source):
+            self._start_over(request)
+
+    def _start_over(self, request: Request) -> None:
+        """Give everything back and begin again with the prompt and the answer so far."""
         self._give_back_all(request)
-        request.p_name = None
         request.mm_blocks.clear()
+        request.kv_source = ""
+        request.resumed = request.scheduled = request.delivered
         request.prefilled = request.filled = request.cached = request.moved = 0
         self._enter(request)
 
@@ -417,29 +408,37 @@ class Scheduler:
         """Take a request out of every queue, and give back what it holds once no running work touches it."""
         del self.requests[request.request_id]
         self.queued.media_bytes -= request.spec.media_bytes
-        if request.state is State.WAITING:
-            self.queued.units -= request.spec.units
-            self.waiting.remove(request)
-        self.moves.leave(request)
-        if request.p_name is not None:
-            self._leave_instance(request, self.instances[request.p_name])
-        if request.d_name is not None:
-            ledger = self.instances[request.d_name]
-            ledger.sequences -= 1
-            ledger.running.pop(request.request_id, None)
+        self._leave_queues(request)
         if request.in_flight:
             self.leaving[request.request_id] = request
         else:
             self._give_back_all(request)
         request.state = State.FINISHED
 
-    def _leave_instance(self, request: Request, ledger: Ledger) -> None:
+    def _leave_queues(self, request: Request) -> None:
+        """Take a request out of its place in the pipeline; what it holds it still holds."""
+        if request.state is State.WAITING:
+            self.queued.units -= request.spec.units
+            self.waiting.remove(request)
+        self.moves.leave(request)
+        if request.p_name is not None:
+            self._leave_prefill(request, self.instances[request.p_name])
+        if request.d_name is not None:
+            ledger = self.instances[request.d_name]
+            ledger.sequences -= 1
+            ledger.running.pop(request.request_id, None)
+        request.p_name = request.d_name = None
+        request.pausing = False
+        request.state = State.INTERRUPTED
+
+    def _leave_prefill(self, request: Request, ledger: Ledger) -> None:
         if request.state in (State.ENCODING, State.PREFILL_QUEUED, State.PREFILLING):
             ledger.prompt_tokens -= request.context
         if request in ledger.prefill_queue:
             ledger.prefill_queue.remove(request)
         if request.missing:
             self.encoding.leave(request, ledger)
+            request.missing.clear()
 
     def _give_back_all(self, request: Request) -> None:
         for name, pool in list(request.holdings):

@@ -171,7 +171,7 @@ def test_lost_pools_are_not_shared() -> None:
     scheduler = make_scheduler("E P D")
     scheduler.add(picture("first", "cat", block_keys=keys), 0.0)
     drive(scheduler)
-    scheduler.lost("P1", 0.0)
+    scheduler.lost("P1")
     scheduler.add(picture("second", "cat", block_keys=keys), 0.0)
     works = drive(scheduler)
     assert any(isinstance(work, Encode) for work in works)

@@ -206,7 +206,11 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 100))
     def lose_instance_pools(self, pick: int) -> None:
         names = sorted(self.scheduler.instances)
-        self.end(self.scheduler.lost(names[pick % len(names)], self.now))
+        lost = names[pick % len(names)]
+        for block in [key for key in self.memory.blocks if key[0] == lost]:
+            del self.memory.blocks[block]
+        self.landed = {key for key in self.landed if key[0] != lost}
+        self.scheduler.lost(lost)
         self.start()
 
     @invariant()
