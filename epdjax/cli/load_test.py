@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=4.0, metavar="R", help="requests per second (default: %(default)s)")
     add("--seconds", type=float, default=60.0, metavar="S", help="for how long they come (default: %(default)s)")
     add("--max-model-len", type=int, default=1024, metavar="N", help="context (default: %(default)s)")
+    add("--kv-blocks", type=int, metavar="N", help="KV blocks per instance; few of them make sequences preempt others")
     add("--compare", type=int, default=40, metavar="N", help="answers to compare with those alone (default: 40)")
     add("--seed", type=int, default=0, metavar="N", help="of the workload")
     add("--json", type=Path, metavar="FILE", help="for the numbers")
@@ -43,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     meshes = sorted(arguments.mesh, key=lambda mesh: -MeshSpec.parse(mesh).devices)
     reports: dict[str, LoadReport] = {}
     for mesh in meshes:
-        llm = AsyncLLM(arguments.model or demo_model_path(), mesh, max_model_len=arguments.max_model_len)
+        settings = {"max_model_len": arguments.max_model_len, "kv_blocks": arguments.kv_blocks}
+        llm = AsyncLLM(arguments.model or demo_model_path(), mesh, **settings)
 
         async def serve(llm: AsyncLLM = llm) -> LoadReport:
             try:
@@ -53,13 +55,25 @@ def run(arguments: argparse.Namespace) -> int:
 
         reports[mesh] = asyncio.run(serve())
     table = Table(title=f"{len(arrivals)} requests, workload {fingerprint(arrivals)}")
-    for column in ("mesh", "ends", "TTFT p50 p99 s", "TPOT p50 p99 s", "wrong", "blocks", "tasks", "RSS MiB", "passed"):
+    for column in (
+        "mesh",
+        "ends",
+        "TTFT p50 p99 s",
+        "TPOT p50 p99 s",
+        "wrong",
+        "blocks",
+        "tasks",
+        "preempted",
+        "RSS MiB",
+        "passed",
+    ):
         table.add_column(column)
     for mesh, report in reports.items():
         ends = ", ".join(f"{count} {end}" for end, count in sorted(report.ends.items()))
         latencies = (f"{a:.3f} {b:.3f}" for a, b in (report.ttft_s, report.tpot_s))
         left = (f"{report.wrong}/{report.compared}", str(report.blocks_held), str(report.tasks_left))
-        table.add_row(mesh, ends, *latencies, *left, f"{report.peak_rss_mib:.0f}", "yes" if report.passed else "NO")
+        grown = f"{report.rss_mib[0]:.0f} -> {report.rss_mib[1]:.0f}"
+        table.add_row(mesh, ends, *latencies, *left, str(report.preemptions), grown, "yes" if report.passed else "NO")
     Console().print(table)
     if arguments.json is not None:
         numbers = {mesh: dataclasses.asdict(report) for mesh, report in reports.items()}

@@ -7,6 +7,7 @@ import random
 import resource
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class LoadReport:
         wrong: answered requests whose tokens differ from those of the same prompt alone.
         compared: how many were compared.
         blocks_held, tasks_left: after the last request ended.
-        peak_rss_mib: of this process.
+        preemptions: sequences that had to make room for others.
+        rss_mib: memory of this process, medians over the second fifth of the time and over the last one.
         seconds: from the first arrival to the last end.
     """
 
@@ -50,7 +52,8 @@ class LoadReport:
     compared: int
     blocks_held: int
     tasks_left: int
-    peak_rss_mib: float
+    preemptions: int
+    rss_mib: tuple[float, float]
     seconds: float
 
     @property
@@ -70,11 +73,17 @@ async def run(llm: AsyncLLM, arrivals: Sequence[Arrival], compare: int = 40, see
     before = len(asyncio.all_tasks())
     began = time.monotonic()
     outcomes = [Outcome(arrival) for arrival in arrivals]
+    preemptions = llm._engine.scheduler.preemptions
+    rss = [_rss_mib()]
+    watcher = asyncio.create_task(_watch(rss))
     async with asyncio.TaskGroup() as group:
         for outcome in outcomes:
             await asyncio.sleep(max(0.0, began + outcome.arrival.at_s - time.monotonic()))
             group.create_task(_client(llm, outcome))
     seconds = time.monotonic() - began
+    watcher.cancel()
+    await asyncio.wait([watcher])
+    preemptions = llm._engine.scheduler.preemptions - preemptions
     held = await _blocks_held(llm)
     answered = [outcome for outcome in outcomes if outcome.end == "answered"]
     sample = random.Random(seed).sample(answered, min(compare, len(answered)))
@@ -94,7 +103,8 @@ async def run(llm: AsyncLLM, arrivals: Sequence[Arrival], compare: int = 40, see
         compared=len(sample),
         blocks_held=held,
         tasks_left=len(asyncio.all_tasks()) - before,
-        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        preemptions=preemptions,
+        rss_mib=(_median(rss[len(rss) // 5 : -(-2 * len(rss) // 5)]), _median(rss[4 * len(rss) // 5 :])),
         seconds=seconds,
     )
 
@@ -137,6 +147,25 @@ async def _blocks_held(llm: AsyncLLM, patience_s: float = 30.0) -> int:
     if scheduler.idle:
         audit(scheduler)
     return sum(pool.held for ledger in scheduler.instances.values() for pool in ledger.pools.values())
+
+
+async def _watch(rss: list[float], every_s: float = 1.0) -> None:
+    """Note the memory of this process until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        rss.append(_rss_mib())
+
+
+def _rss_mib() -> float:
+    """Memory of this process now; its peak where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:

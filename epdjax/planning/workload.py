@@ -1,6 +1,7 @@
 """Workloads: what clients ask, and when. Everything comes from one seed."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -83,6 +84,7 @@ def _messages(rng: random.Random, kind: str, mix: Mix) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": " ".join(rng.choices(WORDS, k=words))}]}]
 
 
+@functools.cache  # hours of arrivals show few pictures
 def _picture(number: int) -> Image.Image:
     """Noise of one of a few sizes; the same for the same number."""
     rng = np.random.default_rng(number)
