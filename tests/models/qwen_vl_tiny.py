@@ -88,6 +88,34 @@ def write_checkpoint(
         _write(folder / "video_preprocessor_config.json", common | video)
 
 
+def qwen2_settings(own_video_settings: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Image and video processor settings of Qwen2-VL and Qwen2.5-VL, sizes in MM tokens of 8 x 8."""
+    means = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    image = means | {"size": {"shortest_edge": 4 * 64, "longest_edge": 24 * 64}}
+    video = means | {"size": {"shortest_edge": 2 * 64, "longest_edge": 9 * 64}}
+    return image, video if own_video_settings else None
+
+
+def qwen2_hub_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The published layout of Qwen2-VL and Qwen2.5-VL: the decoder's fields at the top."""
+    text = dict(config["text_config"])
+    rope = text.pop("rope_parameters")
+    vision = dict(config["vision_config"]) | {
+        "in_chans": 3,
+        "spatial_patch_size": config["vision_config"]["patch_size"],
+    }
+    return {
+        **{key: value for key, value in text.items() if key != "model_type"},
+        **{key: value for key, value in config.items() if key not in ("text_config", "vision_config")},
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "vision_config": vision | {"model_type": config["model_type"]},
+    }
+
+
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

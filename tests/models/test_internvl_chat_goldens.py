@@ -18,6 +18,7 @@ from epdjax.models.families.internvl_chat.processor import InternVLChatProcessor
 from epdjax.models.layers import normalise
 from epdjax.models.media import MediaItem, Prompt, Video
 from tests.models import dense
+from tests.models.authors_outputs import check_answer, check_export
 from tests.models.families import internvl_chat as tiny
 from tests.models.tiny import random_checkpoint
 
@@ -76,19 +77,12 @@ def test_logits(golden: Golden) -> None:
 
 
 def test_greedy(golden: Golden) -> None:
-    ids = golden.expected["greedy_ids"]
-    assert dense.greedy(golden.model, golden.prompt, len(ids)) == ids.tolist()
-    told = dataclasses.replace(golden.prompt, token_ids=np.append(golden.prompt.token_ids, ids[:-1]).astype(np.int32))
-    logits = dense.logits(golden.model, told)[len(golden.prompt.token_ids) - 1 :]
-    np.testing.assert_allclose(logits, golden.expected["greedy_logits"], rtol=0, atol=5e-5)
+    e = golden.expected
+    check_answer(golden.model, golden.prompt, e["greedy_ids"], e["greedy_logits"], atol=5e-5)
 
 
 def test_export_writes_the_same_tensors(golden: Golden, tmp_path: Path) -> None:
-    export_hf(golden.model, json.loads((golden.folder / "config.json").read_text()), tmp_path)
-    theirs, ours = (load_file(folder / "model.safetensors") for folder in (golden.folder, tmp_path))
-    assert theirs.keys() == ours.keys()
-    for name, tensor in theirs.items():
-        np.testing.assert_array_equal(ours[name], tensor)
+    check_export(golden.model, golden.folder, tmp_path)
 
 
 # ---- processing -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file
 
-from epdjax.models import config_of, export_hf, family_of, load_model
+from epdjax.models import config_of, family_of, load_model
 from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
 from epdjax.models.families.minicpmv.model import MiniCPMVConfig, Resampler, cell_embedding
 from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
@@ -23,6 +23,7 @@ from epdjax.models.families.minicpmv.slicing import cut, table_rows
 from epdjax.models.keymap import KeyMap
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
 from tests.models import dense
+from tests.models.authors_outputs import check_answer, check_export
 from tests.models.families import minicpmv as tiny
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "minicpmv"
@@ -94,19 +95,12 @@ def test_logits(golden: Golden) -> None:
 
 
 def test_greedy(golden: Golden) -> None:
-    ids = golden.expected["greedy_ids"]
-    assert dense.greedy(golden.model, golden.prompt, len(ids)) == ids.tolist()
-    told = dataclasses.replace(golden.prompt, token_ids=np.append(golden.prompt.token_ids, ids[:-1]).astype(np.int32))
-    logits = dense.logits(golden.model, told)[len(golden.prompt.token_ids) - 1 :]
-    np.testing.assert_allclose(logits, golden.expected["greedy_logits"], rtol=0, atol=5e-5)
+    e = golden.expected
+    check_answer(golden.model, golden.prompt, e["greedy_ids"], e["greedy_logits"], atol=5e-5)
 
 
 def test_export_writes_the_same_tensors(golden: Golden, tmp_path: Path) -> None:
-    export_hf(golden.model, json.loads((golden.folder / "config.json").read_text()), tmp_path)
-    theirs, ours = (load_file(folder / "model.safetensors") for folder in (golden.folder, tmp_path))
-    assert theirs.keys() == ours.keys()
-    for name, tensor in theirs.items():
-        np.testing.assert_array_equal(ours[name], tensor)
+    check_export(golden.model, golden.folder, tmp_path)
 
 
 def test_resampler_of_two_heads() -> None:

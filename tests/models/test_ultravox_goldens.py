@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from epdjax.models import config_of, export_hf, load_model
+from epdjax.models import config_of, load_model
 from epdjax.models.families.ultravox.keys import ULTRAVOX_KEYS
 from epdjax.models.families.ultravox.model import UltravoxConfig, UltravoxProjector
 from epdjax.models.families.ultravox.processor import UltravoxProcessor
@@ -21,6 +21,7 @@ from epdjax.models.lmm import LMM
 from epdjax.models.media import Audio, EncodeUnit, Prompt
 from epdjax.models.processing.log_mel import LogMel
 from tests.models import dense
+from tests.models.authors_outputs import check_answer, check_export
 from tests.models.families import ultravox as tiny
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "ultravox"
@@ -170,22 +171,15 @@ def test_mm_tokens_in_every_bucket(golden: Golden, size: int, monkeypatch: pytes
 
 def test_logits_and_greedy(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in cases(golden):
-        prompt, ids = golden.prompt(case, monkeypatch), EXPECTED[f"{case}_greedy_ids"]
+        prompt = golden.prompt(case, monkeypatch)
         logits = dense.logits(golden.model, prompt)
         np.testing.assert_allclose(logits, EXPECTED[f"{case}_logits"], rtol=0, atol=1e-4)
-        assert dense.greedy(golden.model, prompt, len(ids)) == ids.tolist()
-        told = dataclasses.replace(prompt, token_ids=np.append(prompt.token_ids, ids[:-1]).astype(np.int32))
-        logits = dense.logits(golden.model, told)[len(prompt.token_ids) - 1 :]
-        np.testing.assert_allclose(logits, EXPECTED[f"{case}_greedy_logits"], rtol=0, atol=1e-4)
+        check_answer(golden.model, prompt, EXPECTED[f"{case}_greedy_ids"], EXPECTED[f"{case}_greedy_logits"], atol=1e-4)
         monkeypatch.undo()
 
 
 def test_export_writes_the_same_tensors(golden: Golden, tmp_path: Path) -> None:
-    export_hf(golden.model, json.loads((golden.folder / "config.json").read_text()), tmp_path)
-    theirs, ours = (load_file(folder / "model.safetensors") for folder in (golden.folder, tmp_path))
-    assert theirs.keys() == ours.keys()
-    for name, tensor in theirs.items():
-        np.testing.assert_array_equal(ours[name], tensor)
+    check_export(golden.model, golden.folder, tmp_path)
 
 
 def test_projector_with_a_norm_in_the_middle() -> None:

@@ -217,5 +217,13 @@ def make_tiny_checkpoint(
     return folder
 
 
+def write_files(folder: Path, files: dict[str, Any], chat_template: str | None = None) -> None:
+    """JSON files of a checkpoint, by name, and its chat template."""
+    for name, value in files.items():
+        _write(folder / name, value)
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.models.families.reference import Reference
 from tests.models.judge import picture, run_hf, user
-from tests.models.tiny import random_checkpoint, tiny_tokenizer
+from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
 
 MODEL_TYPE = "gemma3"
 
@@ -182,9 +182,7 @@ def make(folder: Path, pan_and_scan: bool | None = None, **variant: Any) -> None
             "size": {"height": side, "width": side},
         },
     }
-    for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_files(folder, files, CHAT_TEMPLATE)
 
 
 def conversations() -> dict[str, list[dict[str, Any]]]:

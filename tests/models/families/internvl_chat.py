@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from epdjax.models.media import Video
+from tests.models.judge import picture, user
 from tests.models.tiny import PATCH, TILE, VOCAB_ROWS, random_checkpoint, tiny_tokenizer
 
 MODEL_TYPE = "internvl_chat"
@@ -102,23 +102,14 @@ def make(folder: Path, **variant: Any) -> None:
     write_tokenizer(folder, bos=made["llm_config"]["model_type"] == "internlm2")
 
 
-def _picture(seed: int, width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def _user(*parts: Any) -> list[dict[str, Any]]:
-    kinds = {str: "text", Image.Image: "image", Video: "video"}
-    return [{"role": "user", "content": [{"type": kinds[type(part)], kinds[type(part)]: part} for part in parts]}]
-
-
 def conversations() -> dict[str, list[dict[str, Any]]]:
     """Of every kind that the family takes."""
-    wide, tall = _picture(1, 70, 30), _picture(2, 20, 60)
+    wide, tall = picture(1, 70, 30), picture(2, 20, 60)
     frames = np.random.default_rng(3).integers(0, 256, (3, 24, 40, 3), np.uint8)
     return {
-        "text": _user("What is a tile?"),
-        "one picture": _user(wide, "What is in it?"),
-        "two pictures": _user("First: ", wide, "Second: ", tall, "Compare."),
-        "picture twice": _user(tall, tall, "The same?"),
-        "video": _user(Video(frames, np.arange(3) / 2, 2.0), "What happens?"),
+        "text": user("What is a tile?"),
+        "one picture": user(wide, "What is in it?"),
+        "two pictures": user("First: ", wide, "Second: ", tall, "Compare."),
+        "picture twice": user(tall, tall, "The same?"),
+        "video": user(Video(frames, np.arange(3) / 2, 2.0), "What happens?"),
     }

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.models.families.reference import Reference
 from tests.models.judge import picture, run_hf, user
-from tests.models.tiny import random_checkpoint, tiny_tokenizer
+from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
 
 MODEL_TYPE = "llava"
 
@@ -146,9 +146,7 @@ def write_processor_files(folder: Path, config: dict[str, Any], image_processor:
             "size": square if image_processor == "SiglipImageProcessor" else {"shortest_edge": side},
         },
     }
-    for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_files(folder, files, CHAT_TEMPLATE)
 
 
 def conversations() -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.models.families.reference import Reference
 from tests.models.judge import parts_of, picture, run_hf, user, video
-from tests.models.tiny import random_checkpoint, tiny_tokenizer
+from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
 
 MODEL_TYPE = "llava_onevision"
 
@@ -132,9 +132,7 @@ def make(folder: Path, **variant: Any) -> None:
         },
         "video_preprocessor_config.json": {"video_processor_type": "LlavaOnevisionVideoProcessor", **pixels},
     }
-    for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_files(folder, files, CHAT_TEMPLATE)
 
 
 def conversations() -> dict[str, list[dict[str, Any]]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from epdjax.models.media import Video
+from tests.models.judge import picture, user
 from tests.models.tiny import VOCAB_ROWS, random_checkpoint, tiny_tokenizer
 
 MODEL_TYPE = "minicpmv"
@@ -104,23 +104,14 @@ def make(folder: Path, most: int = 4, numbered: bool = True, **variant: Any) -> 
     )
 
 
-def _picture(seed: int, width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def _user(*parts: Any) -> list[dict[str, Any]]:
-    kinds = {str: "text", Image.Image: "image", Video: "video"}
-    return [{"role": "user", "content": [{"type": kinds[type(part)], kinds[type(part)]: part} for part in parts]}]
-
-
 def conversations() -> dict[str, list[dict[str, Any]]]:
     """Of every kind that the family takes."""
-    wide, small = _picture(1, 150, 60), _picture(2, 20, 33)
+    wide, small = picture(1, 150, 60), picture(2, 20, 33)
     frames = np.random.default_rng(3).integers(0, 256, (3, 40, 80, 3), np.uint8)
     return {
-        "text": _user("What is a slice?"),
-        "one picture": _user(wide, "What is in it?"),
-        "two pictures": _user("First:", wide, "Second:", small, "Compare."),
-        "picture twice": _user(small, small, "The same?"),
-        "video": _user(Video(frames, np.arange(3) / 1.0, 1.0), "What happens?"),
+        "text": user("What is a slice?"),
+        "one picture": user(wide, "What is in it?"),
+        "two pictures": user("First:", wide, "Second:", small, "Compare."),
+        "picture twice": user(small, small, "The same?"),
+        "video": user(Video(frames, np.arange(3) / 1.0, 1.0), "What happens?"),
     }

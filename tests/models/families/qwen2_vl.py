@@ -5,7 +5,8 @@ from typing import Any
 
 from tests.models import qwen_vl_tiny
 from tests.models.families.reference import Reference
-from tests.models.qwen_vl_tiny import VOCAB_ROWS, conversations, special_ids, write_checkpoint
+from tests.models.qwen_vl_tiny import VOCAB_ROWS, conversations, qwen2_settings, special_ids, write_checkpoint
+from tests.models.qwen_vl_tiny import qwen2_hub_config as hub_config
 
 __all__ = ["HUB_NAMES", "MODEL_TYPE", "VARIANTS", "conversations", "hub_config", "make", "reference"]
 
@@ -58,31 +59,7 @@ def make(
             "temporal_patch_size": 2,
         },
     }
-    image = {
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "size": {"shortest_edge": 4 * 64, "longest_edge": 24 * 64},
-    }
-    video = {key: image[key] for key in ("image_mean", "image_std")}
-    video["size"] = {"shortest_edge": 2 * 64, "longest_edge": 9 * 64}
-    write_checkpoint(folder, hf_config, image, video if own_video_settings else None, seed)
-
-
-def hub_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The published layout: the decoder's fields at the top."""
-    text = dict(config["text_config"])
-    rope = text.pop("rope_parameters")
-    vision = dict(config["vision_config"]) | {
-        "in_chans": 3,
-        "spatial_patch_size": config["vision_config"]["patch_size"],
-    }
-    return {
-        **{key: value for key, value in text.items() if key != "model_type"},
-        **{key: value for key, value in config.items() if key not in ("text_config", "vision_config")},
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-        "vision_config": vision | {"model_type": MODEL_TYPE},
-    }
+    write_checkpoint(folder, hf_config, *qwen2_settings(own_video_settings), seed)
 
 
 def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
