@@ -12,6 +12,7 @@ from epdjax import LLM, SamplingParams
 from epdjax.serving.audit import audit
 from epdjax.serving.errors import StepFailed, TooLong
 from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.rows import FLOAT_FIELDS
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -45,7 +46,8 @@ def test_an_instance_holds_only_the_parts_its_roles_need(llm: LLM, strangers: li
     # there would show up among all live arrays.
     own = {id(stranger) for stranger in strangers}
     own |= {id(leaf) for i in llm.deployment.instances.values() for _, ls in i.parts.values() for leaf in ls}
-    own |= {id(a) for i in llm.deployment.instances.values() if i.pools for a in (*i.pools, i.last_tokens, i.mm_pool)}
+    with_pools = [i for i in llm.deployment.instances.values() if i.pools]
+    own |= {id(array) for i in with_pools for array in jax.tree.leaves((i.pools, i.slots, i.mm_pool))}
     used = {device for i in llm.deployment.instances.values() for device in i.submesh.devices}
     strays = [a for a in jax.live_arrays() if a.sharding.device_set <= used and id(a) not in own]
     assert sum(a.nbytes for a in strays) < min(encoder, language) / 10
@@ -75,7 +77,7 @@ def test_mm_tokens_and_kv_never_visit_the_host(llm: LLM, monkeypatch: pytest.Mon
         jax.config.update("jax_transfer_guard", previous or "allow")
     assert fetched and all(len(shape) == 1 for shape in fetched), "only sampled tokens come back"
     floats = [shape for shape, dtype in uploaded if dtype.kind == "f"]
-    assert all(shape[-1] == 2 for shape in floats), "the only floats that go up are sampling settings"
+    assert all(shape[-1] == FLOAT_FIELDS for shape in floats), "the only floats that go up are sampling settings"
     assert any(dtype == np.uint8 for _, dtype in uploaded), "pixels go up as uint8"
 
 
