@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from epdjax.serving.rows import BIAS, PENALTIES, Rows
-from epdjax.serving.slots import NOBODY, Slots
-
-MASKED = -1e30
+from epdjax.serving.slots import MASKED, MAX_HELD_BACK, NOBODY, Slots
 
 
 def adjust(logits_bv: jax.Array, rows: Rows, slots: Slots, longest: int) -> jax.Array:
@@ -20,12 +18,10 @@ def adjust(logits_bv: jax.Array, rows: Rows, slots: Slots, longest: int) -> jax.
         logits_bv: float32.
         longest: no row's sequence is longer, sampled token excluded.
     """
-    logits_bv = _bias(logits_bv, rows, slots)
-    logits_bv = jax.lax.cond(
-        jnp.any(rows.want(PENALTIES)), lambda: _penalise(logits_bv, rows, slots, longest), lambda: logits_bv
+    biased_bv = _bias(logits_bv, rows, slots)
+    return jax.lax.cond(
+        jnp.any(rows.want(PENALTIES)), lambda: _penalise(biased_bv, rows, slots, longest), lambda: biased_bv
     )
-    ids_bk = jnp.where(rows.held_back[:, None], slots.held_back[rows.slot], NOBODY)
-    return _rows_at(logits_bv, ids_bk).set(MASKED, mode="drop")
 
 
 def drop_unlikely(scaled_bv: jax.Array, min_p_b: jax.Array) -> jax.Array:
@@ -39,8 +35,11 @@ def drop_unlikely(scaled_bv: jax.Array, min_p_b: jax.Array) -> jax.Array:
 
 
 def _bias(logits_bv: jax.Array, rows: Rows, slots: Slots) -> jax.Array:
-    ids_bk = jnp.where(rows.want(BIAS)[:, None], slots.bias_ids[rows.slot], NOBODY)
-    return _rows_at(logits_bv, ids_bk).add(slots.bias_values[rows.slot], mode="drop")
+    ids_bk = slots.bias_ids[rows.slot]
+    is_bias_k = jnp.arange(ids_bk.shape[1]) >= MAX_HELD_BACK
+    wanted_bk = jnp.where(is_bias_k, rows.want(BIAS)[:, None], rows.held_back[:, None])
+    at = logits_bv.at[jnp.arange(len(logits_bv))[:, None], jnp.where(wanted_bk, ids_bk, NOBODY)]
+    return at.add(slots.bias_values[rows.slot], mode="drop")
 
 
 def _penalise(logits_bv: jax.Array, rows: Rows, slots: Slots, longest: int) -> jax.Array:
@@ -58,7 +57,3 @@ def _penalise(logits_bv: jax.Array, rows: Rows, slots: Slots, longest: int) -> j
     logits_bv = jnp.where(logits_bv > 0, logits_bv / repetition_bv, logits_bv * repetition_bv)
     logits_bv -= rows.frequency_penalty[:, None] * answer_bv
     return logits_bv - rows.presence_penalty[:, None] * (answer_bv > 0)
-
-
-def _rows_at(logits_bv: jax.Array, ids_bk: jax.Array):  # type: ignore[no-untyped-def]  # JAX does not name this type
-    return logits_bv.at[jnp.arange(len(logits_bv))[:, None], ids_bk]

@@ -6,9 +6,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from epdjax.serving.adjust import MASKED, adjust, drop_unlikely
+from epdjax.serving.adjust import adjust, drop_unlikely
 from epdjax.serving.rows import LOGPROBS, Rows
-from epdjax.serving.slots import Slots
+from epdjax.serving.slots import MASKED, Slots
 
 TOP_LOGPROBS = 20  # as many as a request may ask for (OpenAI, vLLM)
 
@@ -110,10 +110,10 @@ def _limit(logits_bv: jax.Array, top_k_b: jax.Array, top_p_b: jax.Array) -> jax.
 
 
 def _logprobs(logits_bv: jax.Array, tokens_b: jax.Array) -> Logprobs:
-    logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
-    top_bk, ids_bk = jax.lax.top_k(logprobs_bv, min(TOP_LOGPROBS, logits_bv.shape[1]))
-    chosen_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=1)[:, 0]
-    return Logprobs(chosen_b, ids_bk.astype(jnp.int32), top_bk)
+    total_b1 = jax.nn.logsumexp(logits_bv, axis=-1, keepdims=True)
+    top_bk, ids_bk = jax.lax.top_k(logits_bv, min(TOP_LOGPROBS, logits_bv.shape[1]))
+    chosen_b1 = jnp.take_along_axis(logits_bv, tokens_b[:, None], axis=1)
+    return Logprobs((chosen_b1 - total_b1)[:, 0], ids_bk.astype(jnp.int32), top_bk - total_b1)
 
 
 def _none(rows: int, vocab: int) -> Logprobs:

@@ -17,6 +17,7 @@ from epdjax.serving.params import MAX_BIASES
 
 MAX_HELD_BACK = 64  # tokens that min_tokens may hold back: stop_token_ids and the model's end-of-sequence tokens
 NOBODY = 2**31 - 1  # an id beyond any vocabulary: writes to it are dropped
+MASKED = -1e30  # a logit, or what is added to one, of a token that is left out
 
 
 @jax.tree_util.register_dataclass
@@ -26,23 +27,21 @@ class Slots:
 
     Attributes:
         history: int32 ``[slots + 1, length]``, the tokens of prompt and answer at their positions.
-        bias_ids, bias_values: int32 and float32 ``[slots + 1, MAX_BIASES]``, what is added to whose logits.
-        held_back: int32 ``[slots + 1, MAX_HELD_BACK]``, tokens that end the answer, for `min_tokens`.
+        bias_ids, bias_values: int32 and float32 ``[slots + 1, MAX_HELD_BACK + MAX_BIASES]``, what is added to whose
+            logits. The first `MAX_HELD_BACK` mask tokens that end the answer, while `min_tokens` holds them back.
     """
 
     history: jax.Array
     bias_ids: jax.Array
     bias_values: jax.Array
-    held_back: jax.Array
 
     @classmethod
     def shapes(cls, slots: int, length: int) -> dict[str, tuple[tuple[int, int], type]]:
         """Shape and dtype of each, for `slots` sequences of at most `length` tokens."""
         return {
             "history": ((slots + 1, length), np.int32),
-            "bias_ids": ((slots + 1, MAX_BIASES), np.int32),
-            "bias_values": ((slots + 1, MAX_BIASES), np.float32),
-            "held_back": ((slots + 1, MAX_HELD_BACK), np.int32),
+            "bias_ids": ((slots + 1, MAX_HELD_BACK + MAX_BIASES), np.int32),
+            "bias_values": ((slots + 1, MAX_HELD_BACK + MAX_BIASES), np.float32),
         }
 
 
@@ -59,10 +58,10 @@ def slot_row(
         name: np.zeros(dims[1], dtype) for name, (dims, dtype) in Slots.shapes(0, length).items()
     }
     rows["history"][: len(tokens)] = tokens
-    rows["bias_ids"][:] = rows["held_back"][:] = NOBODY
-    rows["bias_ids"][: len(logit_bias)] = list(logit_bias)
-    rows["bias_values"][: len(logit_bias)] = list(logit_bias.values())
-    rows["held_back"][: len(stop_token_ids)] = sorted(stop_token_ids)
+    rows["bias_ids"][:] = NOBODY
+    for first, biases in ((0, dict.fromkeys(stop_token_ids, MASKED)), (MAX_HELD_BACK, logit_bias)):
+        span = slice(first, first + len(biases))
+        rows["bias_ids"][span], rows["bias_values"][span] = list(biases), list(biases.values())
     return rows
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epdjax.serving.adjust import MASKED, drop_unlikely
+from epdjax.serving.adjust import drop_unlikely
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.params import MAX_BIASES, SamplingParams
-from epdjax.serving.slots import MAX_HELD_BACK, slot_row
+from epdjax.serving.slots import MASKED, MAX_HELD_BACK, slot_row
 from tests.serving.sampled import LENGTH, Case, adjusted, sampled
 
 VOCAB = 40
@@ -54,7 +54,9 @@ def test_logits_are_adjusted_as_described(batch: list[Case], seed: int) -> None:
     logits = np.random.default_rng(seed).standard_normal((3, VOCAB)).astype(np.float32) * 5
     wanted = np.stack([expected(row, case) for row, case in zip(logits, batch)])
     found = adjusted(logits, batch)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    masked = wanted == MASKED
+    assert (found[masked] < MASKED / 10).all()
+    np.testing.assert_allclose(found[~masked], wanted[~masked], rtol=1e-4, atol=1e-4)
     assert sampled(logits, batch).tokens.tolist() == found.argmax(-1).tolist()
 
 
@@ -99,7 +101,9 @@ def test_min_tokens_holds_even_against_a_bias() -> None:
 def test_as_many_biases_and_stops_as_are_allowed() -> None:
     bias = {token: float(token % 7) for token in range(MAX_BIASES)}
     row = slot_row(np.zeros(1, np.int32), bias, range(MAX_HELD_BACK), LENGTH)
-    assert dict(zip(row["bias_ids"].tolist(), row["bias_values"].tolist())) == bias
+    entries = list(zip(row["bias_ids"].tolist(), row["bias_values"].tolist()))
+    assert dict(entries[MAX_HELD_BACK:]) == bias
+    assert entries[:MAX_HELD_BACK] == [(token, np.float32(MASKED)) for token in range(MAX_HELD_BACK)]
     with pytest.raises(InvalidRequest, match="min_tokens can hold back at most"):
         slot_row(np.zeros(1, np.int32), {}, range(MAX_HELD_BACK + 1), LENGTH)
 
