@@ -22,7 +22,7 @@ class TokenBytes:
             tokenizer: a ``tokenizers.Tokenizer``, byte-level (GPT-2) or of SentencePiece's kind.
         """
         self._tokenizer = tokenizer
-        self._special = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+        self._added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._known: dict[int, tuple[str, bytes]] = {}
         decoders = _flat(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder else []
         kinds = {decoder["type"] for decoder in decoders}
@@ -49,12 +49,10 @@ class TokenBytes:
         return TokenLogprob(token_id, max(logprob, LEAST_LOGPROB), *self.text(token_id), top)
 
     def _bytes(self, token_id: int) -> bytes:
-        piece = self._special.get(token_id)
-        if piece is not None:
-            return piece.encode()
-        piece = self._tokenizer.id_to_token(token_id) or ""
+        added = self._added.get(token_id)
+        piece = added or self._tokenizer.id_to_token(token_id) or ""
         if self._byte_of is not None:
-            return bytes(self._byte_of[char] for char in piece)
+            return piece.encode() if added else bytes(self._byte_of[char] for char in piece)
         if self._byte_fallback and (match := _BYTE.fullmatch(piece)):
             return bytes([int(match[1], 16)])
         for old, new in self._replaced:
