@@ -28,14 +28,16 @@ class Detokenizer:
         self.text = ""
         self.stopped = False
 
-    def push(self, token_id: int) -> None:
-        """Add a token."""
+    def push(self, token_id: int, look: bool = True) -> None:
+        """Add a token; without `look` no stop string may end in it."""
         piece = self._stream.step(self._tokenizer, token_id)
         if not piece or self.stopped:
             return
-        searched = max(0, len(self._all) - self._longest + 1)  # a match may straddle the old end
+        old = len(self._all)
         self._all += piece
-        found = [at for at in (self._all.find(s, searched) for s in self._stop) if at >= 0]
+        # A match may straddle the old end, but not end before it: what was not looked at then stays so.
+        starts = (self._all.find(s, max(0, old - len(s) + 1)) for s in self._stop) if look else ()
+        found = [at for at in starts if at >= 0]
         if found:
             self._all = self._all[: min(found)]
             self.stopped = True

@@ -20,10 +20,11 @@ from typing import Any
 
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
-from epdjax.serving.errors import DeadlineExceeded, RequestError, ServiceUnavailable, StepFailed
+from epdjax.serving.errors import DeadlineExceeded, Overloaded, RequestError, ServiceUnavailable, StepFailed
 from epdjax.serving.instance import Instance
 from epdjax.serving.live import LiveRequest
-from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
+from epdjax.serving.outputs import FinishReason, RequestOutput
+from epdjax.serving.sampling import Sampled
 from epdjax.serving.scheduler import Finished, Scheduler
 from epdjax.serving.waiter import Waiter
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
@@ -139,9 +140,17 @@ class Engine:
                 return
 
     def _arrive(self, request: LiveRequest) -> None:
+        most = self.deployment.scheduling.max_requests
+        taken = sum(1 + len(other.followers) for other in self.live.values())
+        if self._closing:
+            request.sink(ServiceUnavailable("the engine is shutting down and takes no more requests"))
+        elif taken + 1 + len(request.followers) > most:
+            request.sink(Overloaded(f"{taken} of {most} requests are being served; try again", retry_after_s=1.0))
+        else:
+            self._enter(request)
+
+    def _enter(self, request: LiveRequest) -> None:
         try:
-            if self._closing:
-                raise ServiceUnavailable("the engine is shutting down and takes no more requests")
             self.scheduler.add(request.spec, time.monotonic())
         except RequestError as error:
             request.sink(error)
@@ -152,7 +161,7 @@ class Engine:
         self.scheduler.abort(request_id, time.monotonic())
         request = self.live.get(request_id)
         if request is not None:
-            self._close(request, _output(request, "abort"))
+            self._close(request, request.output("abort"))
 
     def _fail_all(self, error: RequestError) -> None:
         for request in list(self.live.values()):
@@ -234,10 +243,9 @@ class Engine:
             case MoveMM():
                 target.land_mm(result, self.instances[work.source], work.encode_id, work.rows)
             case MoveKV():
-                moved, tokens = result
-                target.land_kv(moved, tokens, work.parts)
+                target.land_kv(result, work.parts, self.live)
 
-    def _deliver(self, work: Work, tokens: Any) -> dict[str, FinishReason]:
+    def _deliver(self, work: Work, sampled: Sampled) -> dict[str, FinishReason]:
         """Hand the tokens of a step to their requests; returns those whose answer they end."""
         if isinstance(work, Prefill):
             rows = [(i, chunk.request_id) for i, chunk in enumerate(work.chunks) if chunk.is_last]
@@ -250,10 +258,14 @@ class Engine:
             request = self.live.get(request_id)
             if request is None:  # stopped or aborted after this step was started
                 continue
-            if request.accept(int(tokens[row])):
+            ends = request.accept(sampled, row)
+            followers, request.followers = request.followers, []
+            for follower in followers:  # also while draining: they are part of a request that was taken
+                self._enter(follower)
+            if ends:
                 stopped[request_id] = "stop"
             elif len(request.tokens) < request.spec.max_tokens:
-                request.sink(_output(request, None))
+                request.sink(request.output(None))
         return stopped
 
     def _conclude(self, event: Finished, error: BaseException | None) -> None:
@@ -266,7 +278,7 @@ class Engine:
             self._close(request, StepFailed(f"a step of this request failed: {_short(error)}; try again"))
         else:
             request.detokenizer.finish()
-            self._close(request, _output(request, event.reason))
+            self._close(request, request.output(event.reason))
 
     def _recover(self, instance: Instance) -> None:
         """After a failure: if it took the instance's pools along, they are made anew, and who had something there
@@ -275,12 +287,6 @@ class Engine:
             log.error("the pools of %s are lost; making new ones", instance.name)
             self.scheduler.lost(instance.name)
             instance.make_pools()
-
-
-def _output(request: LiveRequest, reason: FinishReason | None) -> RequestOutput:
-    answer = CompletionOutput(0, request.detokenizer.text, tuple(request.tokens), reason)
-    spec = request.spec
-    return RequestOutput(spec.request_id, spec.prompt_tokens, (answer,), reason is not None, request.cached_tokens)
 
 
 def _short(error: BaseException | None) -> str:

@@ -2,7 +2,7 @@
 asynchronously; deciding is the scheduler's business and waiting the engine's."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,10 @@ from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.live import LiveRequest, pool_rows
 from epdjax.serving.moving import MOST_PARTS
 from epdjax.serving.paged import POOL_AXES, pool_shape
-from epdjax.serving.steps import ROW_FIELDS, Split, pack_rows, prompt_arrays
+from epdjax.serving.rows import fill_row, pack_rows
+from epdjax.serving.sampling import Sampled
+from epdjax.serving.slots import slot_row
+from epdjax.serving.steps import Split, prompt_arrays
 from epdjax.serving.work import Chunk, KVPart, UnitMove
 from epdjax.serving.work import Sequence as Row
 
@@ -43,7 +46,7 @@ class Instance:
         spec: what the scheduler knows of it.
         parts: part name (``encoder``, ``language_model``) -> (recipe, leaves): just what its roles need.
         programs: (step, bucket) -> compiled program; filled at start-up and fixed from then on.
-        pools: KV pool of each layer. last_tokens: int32 ``[slots + 1]``. mm_pool: MM tokens ``[rows, mm_width]``.
+        pools: KV pool of each layer. slots: see `Slots`. mm_pool: MM tokens ``[rows, mm_width]``.
         staged: encode id -> an encode result waiting to be moved.
     """
 
@@ -75,6 +78,7 @@ class Instance:
         self.kv_shape = pool_shape(spec.kv_blocks, block_size, model.text)
         self.kv_sharding = self.submesh.sharding(POOL_AXES, (1, 1, model.text.num_kv_heads, 1))
         self.mm_shape = ((spec.mm_blocks + 1) * mm_block_size, model.mm_width)
+        self.longest = max(*buckets.prefill_pages, *buckets.decode_pages) * block_size
 
     @property
     def tensor(self) -> int:
@@ -87,12 +91,12 @@ class Instance:
     def make_pools(self) -> None:
         """Fresh, zeroed pools; all that was in them is lost."""
         pools = self.programs["pools", None]()
-        self.pools, self.last_tokens, self.mm_pool = pools
+        self.pools, self.slots, self.mm_pool = pools
 
     @property
     def pools_alive(self) -> bool:
         """Whether the pools still hold data; a step that failed after its inputs were donated takes them along."""
-        return not any(array.is_deleted() for array in (*self.pools, self.last_tokens, self.mm_pool))
+        return not any(array.is_deleted() for array in jax.tree.leaves((self.pools, self.slots, self.mm_pool)))
 
     def _put(self, *arrays: np.ndarray) -> list[jax.Array]:
         return jax.device_put(list(arrays), [self.replicated] * len(arrays))
@@ -144,8 +148,8 @@ class Instance:
 
     # ---- prefill and decode ---------------------------------------------------------------------------------------
 
-    def prefill(self, chunks: Sequence[Chunk], live: Mapping[str, LiveRequest]) -> jax.Array:
-        """Run prompt chunks; returns the token sampled after each row, ``[rows bucket]``."""
+    def prefill(self, chunks: Sequence[Chunk], live: Mapping[str, LiveRequest]) -> Sampled:
+        """Run prompt chunks; returns what was sampled after each row, ``[rows bucket]``."""
         shape = self.buckets.prefill_for(len(chunks), max(chunk.length for chunk in chunks))
         assert shape is not None, "the scheduler packs what fits a bucket"
         pages = max(-(-(chunk.start + chunk.length) // self.block_size) for chunk in chunks)
@@ -158,70 +162,79 @@ class Instance:
             request.place(chunk.mm_blocks, self.mm_block_size)
             if not request.tokens:  # later, after a preemption, it would count what was run for this very request
                 request.cached_tokens = chunk.cached
+            if chunk.is_last:
+                self.seed(chunk.slot, request)
             for name, some in request.span(chunk.start, chunk.start + chunk.length).items():
                 prompt[name][row, : chunk.length] = some
-            _fill_row(ints[row], floats[row], request, chunk.start, chunk.length, chunk.kv_blocks)
-            ints[row, 2] = chunk.slot if chunk.is_last else 0
+            slot = chunk.slot if chunk.is_last else 0
+            fill_row(ints[row], floats[row], request.settings, chunk.start, chunk.length, slot, chunk.kv_blocks)
         _, leaves = self.parts["language_model"]
-        sampled, self.pools, self.last_tokens = self.programs["prefill", (*shape, pages)](
+        sampled, self.pools, self.slots = self.programs["prefill", (*shape, pages)](
             leaves,
             self.pools,
-            self.last_tokens,
+            self.slots,
             self.mm_pool,
             jax.device_put(prompt, self.replicated),
             *self._put(ints, floats),
         )
-        return sampled
+        return _wanted(sampled, (live[chunk.request_id] for chunk in chunks))
 
-    def decode(self, sequences: Sequence[Row], live: Mapping[str, LiveRequest]) -> jax.Array:
-        """One decode step; returns the sampled tokens, ``[rows bucket]``."""
+    def decode(self, sequences: Sequence[Row], live: Mapping[str, LiveRequest]) -> Sampled:
+        """One decode step; returns what was sampled, ``[rows bucket]``."""
         rows = smallest(self.buckets.decode_rows, len(sequences))
         pages = smallest(self.buckets.decode_pages, max(len(sequence.kv_blocks) for sequence in sequences))
         ints, floats = pack_rows(rows, pages)
         for row, sequence in enumerate(sequences):
             request = live[sequence.request_id]
-            _fill_row(ints[row], floats[row], request, sequence.position, 1, sequence.kv_blocks)
-            ints[row, 2] = sequence.slot
+            place = (sequence.position, 1, sequence.slot, sequence.kv_blocks)
+            fill_row(ints[row], floats[row], request.settings, *place)
         _, leaves = self.parts["language_model"]
-        sampled, self.pools, self.last_tokens = self.programs["decode", (rows, pages)](
-            leaves, self.pools, self.last_tokens, *self._put(ints, floats)
+        sampled, self.pools, self.slots = self.programs["decode", (rows, pages)](
+            leaves, self.pools, self.slots, *self._put(ints, floats)
         )
-        return sampled
+        return _wanted(sampled, (live[sequence.request_id] for sequence in sequences))
+
+    def seed(self, slot: int, request: LiveRequest) -> None:
+        """Write all that is known of a sequence into its slot, if its tokens depend on it."""
+        if request.seeded:
+            row = slot_row(request.known_tokens, request.params.logit_bias, request.stop_token_ids, self.longest)
+            args = jax.device_put((np.array([slot], np.int32), row), self.replicated)
+            self.slots = self.programs["seed_slot", None](self.slots, *args)
 
     # ---- moving KV ------------------------------------------------------------------------------------------------
 
-    def send_kv(self, parts: Sequence[KVPart], target: "Instance") -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Start moving KV blocks of every layer, and the newest tokens of the sequences that end in this move, to
-        `target`."""
+    def send_kv(self, parts: Sequence[KVPart], target: "Instance") -> tuple[jax.Array, ...]:
+        """Start moving KV blocks of every layer to `target`."""
         split = self.tensor == target.tensor
-        blocks, slots = [b for part in parts for b in part.source_blocks], [part.source_slot for part in parts]
+        blocks = [block for part in parts for block in part.source_blocks]
         program = self.programs["gather_kv", (self._move_bucket(blocks), split)]
-        gathered = program(self.pools, self.last_tokens, *self._put(*self._padded(blocks, slots)))
-        there = target.kv_sharding if split else target.replicated
-        return move(gathered, ((there,) * len(self.pools), target.replicated))
+        gathered = program(self.pools, *self._put(self._padded(blocks)))
+        return move(gathered, (target.kv_sharding if split else target.replicated,) * len(self.pools))
 
-    def land_kv(self, moved: tuple[jax.Array, ...], tokens: jax.Array, parts: Sequence[KVPart]) -> None:
-        """Write KV that has arrived here into the pools."""
+    def land_kv(self, moved: tuple[jax.Array, ...], parts: Sequence[KVPart], live: Mapping[str, LiveRequest]) -> None:
+        """Write KV that has arrived here into the pools, and what is known of the sequences that are complete now into
+        their slots."""
         split = self.tensor == 1 or moved[0].sharding == self.kv_sharding
-        blocks, slots = [b for part in parts for b in part.blocks], [part.slot for part in parts]
-        self.pools, self.last_tokens = self.programs["land_kv", (self._move_bucket(blocks), split)](
-            self.pools, self.last_tokens, moved, tokens, *self._put(*self._padded(blocks, slots))
+        blocks = [block for part in parts for block in part.blocks]
+        last = np.zeros((3, MOST_PARTS), np.int32)
+        for index, part in enumerate(parts):
+            if part.is_last and (request := live.get(part.request_id)):
+                self.seed(part.slot, request)
+                last[:, index] = part.slot, request.known - 1, request.tokens[-1]
+        self.pools, self.slots = self.programs["land_kv", (self._move_bucket(blocks), split)](
+            self.pools, self.slots, moved, *self._put(self._padded(blocks), last)
         )
 
     def _move_bucket(self, blocks: Sequence[int]) -> int:
         return smallest(self.buckets.move_blocks, len(blocks))
 
-    def _padded(self, blocks: Sequence[int], slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        padded = np.zeros(self._move_bucket(blocks), np.int32), np.zeros(MOST_PARTS, np.int32)
-        padded[0][: len(blocks)] = blocks
-        padded[1][: len(slots)] = slots
+    def _padded(self, blocks: Sequence[int]) -> np.ndarray:
+        padded = np.zeros(self._move_bucket(blocks), np.int32)
+        padded[: len(blocks)] = blocks
         return padded
 
 
-def _fill_row(
-    ints: np.ndarray, floats: np.ndarray, request: LiveRequest, start: int, length: int, blocks: Sequence[int]
-) -> None:
-    ints[:2], ints[3:ROW_FIELDS] = (start, length), (request.params.top_k, request.seed, request.rope_delta)
-    held = blocks[: len(ints) - ROW_FIELDS]
-    ints[ROW_FIELDS : ROW_FIELDS + len(held)] = held
-    floats[:] = request.params.temperature, request.params.top_p
+def _wanted(sampled: Sampled, requests: Iterable[LiveRequest]) -> Sampled:
+    """Without the log-probabilities if nobody wants any: then they need not be fetched."""
+    wanted = any(request.params.logprobs is not None for request in requests)
+    return sampled if wanted else dataclasses.replace(sampled, logprobs=None)

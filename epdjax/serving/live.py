@@ -11,9 +11,12 @@ from epdjax.models.media import EncodeUnit, MediaItem, Prompt
 from epdjax.serving.content import ContentKeys
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.errors import RequestError, TooLong
-from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprob
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.request import RequestSpec
+from epdjax.serving.rows import SEEDED, settings_of, wants_of
+from epdjax.serving.sampling import Sampled
+from epdjax.serving.token_bytes import TokenBytes
 
 Sink = Callable[[RequestOutput | RequestError], None]
 """Called from the engine's thread with each snapshot, and at the end with the last one or an error. Must not block."""
@@ -45,10 +48,13 @@ class LiveRequest:
         prompt: arrays over the prompt's tokens, as `steps.prefill` takes them (without the batch axis). ``mm_rows``,
             -1 at first, is filled in before the first chunk is run, and again after a preemption.
         units: all encode units, in prompt order.
+        prompt_ids: the prompt's tokens, int32.
         rope_delta: from a position of the answer to its rotary position.
-        seed: int32.
+        settings: what its rows always say, see `rows.settings_of`.
         stop_token_ids: tokens that end the answer.
-        tokens: the answer so far.
+        index: the number of this answer among those to the same prompt.
+        tokens: the answer so far. logprobs: those of its tokens, where asked for.
+        followers: requests that enter when this one has its first token, to find its prompt's KV.
         cached_tokens: of the prompt, those whose KV was there already.
         placed: the MM blocks that ``mm_rows`` was filled in for.
     """
@@ -56,13 +62,18 @@ class LiveRequest:
     spec: RequestSpec
     prompt: dict[str, np.ndarray]
     units: list[LiveUnit]
+    prompt_ids: np.ndarray
     rope_delta: int
+    settings: tuple[np.ndarray, np.ndarray]
     params: SamplingParams
-    seed: int
     stop_token_ids: frozenset[int]
     detokenizer: Detokenizer
+    token_bytes: TokenBytes
     sink: Sink
+    index: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    followers: list["LiveRequest"] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
     placed: tuple[tuple[int, ...], ...] | None = None
 
@@ -80,7 +91,9 @@ class LiveRequest:
         seed: int,
         eos_token_ids: frozenset[int],
         detokenizer: Detokenizer,
+        token_bytes: TokenBytes,
         sink: Sink,
+        index: int = 0,
     ) -> "LiveRequest":
         """Lay out a processed prompt unit by unit.
 
@@ -88,6 +101,7 @@ class LiveRequest:
             model: the model's config.
             unit_sizes: declared sizes of encode units.
             keys: of the prompt's contents.
+            seed: int32.
 
         Raises:
             TooLong: a unit is larger than any of them.
@@ -115,13 +129,31 @@ class LiveRequest:
             spec,
             _prompt_arrays(prompt, model),
             _lay_out(prompt),
+            prompt.token_ids,
             prompt.rope_delta,
+            settings_of(params, seed, prompt.rope_delta, len(prompt.token_ids)),
             params,
-            seed,
             frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids),
             detokenizer,
+            token_bytes,
             sink,
+            index,
         )
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its tokens depend on what is in its slot."""
+        return wants_of(self.params) & SEEDED != 0
+
+    @property
+    def known(self) -> int:
+        """How many tokens there are on the host, prompt and answer."""
+        return len(self.prompt_ids) + len(self.tokens)
+
+    @property
+    def known_tokens(self) -> np.ndarray:
+        """They themselves, int32."""
+        return np.concatenate([self.prompt_ids, np.array(self.tokens, np.int32)])
 
     def place(self, mm_blocks: tuple[tuple[int, ...], ...], mm_block_size: int) -> None:
         """Note where the units' MM tokens lie."""
@@ -153,13 +185,23 @@ class LiveRequest:
         arrays["rope"] = np.repeat((positions + self.rope_delta)[:, None], 3, axis=1)
         return arrays
 
-    def accept(self, token: int) -> bool:
-        """Take the next token of the answer; returns whether it ends it."""
+    def accept(self, sampled: Sampled, row: int) -> bool:
+        """Take the next token of the answer from a row of what a step sampled; returns whether it ends it."""
+        token = int(sampled.tokens[row])
         self.tokens.append(token)
+        if self.params.logprobs is not None and sampled.logprobs is not None:
+            self.logprobs.append(self.token_bytes.logprob(token, sampled.logprobs, row, self.params.logprobs))
         if token in self.stop_token_ids:
             return True
-        self.detokenizer.push(token)
+        self.detokenizer.push(token, look=len(self.tokens) > self.params.min_tokens)
         return self.detokenizer.stopped
+
+    def output(self, reason: FinishReason | None) -> RequestOutput:
+        """A snapshot of the answer."""
+        logprobs = None if self.params.logprobs is None else tuple(self.logprobs)
+        answer = CompletionOutput(self.index, self.detokenizer.text, tuple(self.tokens), reason, logprobs)
+        spec = self.spec
+        return RequestOutput(spec.request_id, spec.prompt_tokens, (answer,), reason is not None, self.cached_tokens)
 
 
 def pool_rows(blocks: Sequence[int], tokens: int, block_size: int) -> np.ndarray:

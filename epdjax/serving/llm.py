@@ -17,12 +17,15 @@ from epdjax.serving.deployment import build
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.engine import Engine
 from epdjax.serving.errors import InvalidRequest, Overloaded, RequestError, ServiceUnavailable, TooLong
+from epdjax.serving.fanout import Answers
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.live import LiveRequest, Sink
 from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.programs import Progress
+from epdjax.serving.slots import check_held_back
+from epdjax.serving.token_bytes import TokenBytes
 
 Messages = Sequence[dict[str, Any]]
 
@@ -54,6 +57,7 @@ class _Serving:
         self.deployment = build(self.config, progress)
         self.processor = self.deployment.processor
         self._tokenizer = self.processor.tokenizer.backend_tokenizer
+        self._token_bytes = TokenBytes(self._tokenizer)
         self._engine = Engine(self.deployment)
         self._ids = itertools.count(1)
 
@@ -97,6 +101,8 @@ class _Serving:
     def _request(
         self, request_id: str | None, prepared: tuple[Prompt, ContentKeys], params: SamplingParams, sink: Sink
     ) -> LiveRequest:
+        """A request for the engine; where there are several answers it is the first, and the others are its
+        followers."""
         prompt, keys = prepared
         length = len(prompt.token_ids)
         if length == 0:
@@ -107,25 +113,57 @@ class _Serving:
                 f"the prompt has {length} tokens, which leaves no room for an answer in the context of "
                 f"{self.max_model_len}; shorten it, or send fewer or smaller pictures"
             )
+        max_tokens = room if params.max_tokens is None else params.max_tokens
+        self._check_params(params, max_tokens)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        return LiveRequest.make(
-            request_id or f"request-{next(self._ids)}",
-            prompt,
-            params,
-            model=self.deployment.model,
-            unit_sizes=self.deployment.scheduling.buckets.unit_sizes,
-            keys=keys,
-            max_tokens=room if params.max_tokens is None else params.max_tokens,
-            seed=_seed32(seed),
-            eos_token_ids=self.processor.eos_token_ids,
-            detokenizer=Detokenizer(self._tokenizer, params.stop),
-            sink=sink,
+        request_id = request_id or f"request-{next(self._ids)}"
+        ids = [request_id, *(f"{request_id}/{index}" for index in range(1, params.n))]
+        if params.n > 1:
+            answers = Answers(ids, params, sink, self._engine.abort)
+        first, *followers = (
+            LiveRequest.make(
+                some_id,
+                prompt,
+                params,
+                model=self.deployment.model,
+                unit_sizes=self.deployment.scheduling.buckets.unit_sizes,
+                keys=keys,
+                max_tokens=max_tokens,
+                seed=_seed32(seed, index),
+                eos_token_ids=self.processor.eos_token_ids,
+                detokenizer=Detokenizer(self._tokenizer, params.stop),
+                token_bytes=self._token_bytes,
+                sink=sink if params.n == 1 else answers.take,
+                index=index,
+            )
+            for index, some_id in enumerate(ids)
         )
+        first.followers = followers
+        return first
+
+    def _check_params(self, params: SamplingParams, max_tokens: int) -> None:
+        """Refuse what this model or engine cannot do."""
+        vocab = self.deployment.model.text.vocab_size
+        beyond = next((token for token in params.logit_bias if token >= vocab), None)
+        if beyond is not None:
+            raise InvalidRequest(
+                f"logit_bias names token {beyond}; the model's tokens are 0 to {vocab - 1}", param="logit_bias"
+            )
+        if params.min_tokens > max_tokens:
+            raise InvalidRequest(
+                f"min_tokens {params.min_tokens} is more than the context leaves, {max_tokens}", param="min_tokens"
+            )
+        if params.min_tokens:
+            check_held_back({*params.stop_token_ids, *self.processor.eos_token_ids})
+        if params.n > self.config.max_requests:
+            raise InvalidRequest(
+                f"n is {params.n} and the server takes {self.config.max_requests} requests at a time", param="n"
+            )
 
 
-def _seed32(seed: int) -> int:
-    """A seed of any width as an int32, all its bits taking part."""
-    mixed = (seed & (2**64 - 1)) * 0x9E3779B97F4A7C15 % 2**64 >> 32
+def _seed32(seed: int, index: int = 0) -> int:
+    """A seed of any width, for one of several answers, as an int32; all bits take part."""
+    mixed = ((seed & (2**64 - 1)) * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % 2**64 >> 32
     return mixed - 2**32 if mixed >= 2**31 else mixed
 
 
@@ -174,13 +212,16 @@ class LLM(_Serving):
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
         # No more at a time than the engine's queue takes: a long list waits here instead of being refused.
-        room = threading.Semaphore(max(1, self.config.max_requests // 2))
+        permits = max(1, self.config.max_requests // 2)
+        room = threading.Semaphore(permits)
         futures: list[concurrent.futures.Future[RequestOutput]] = []
         for prompt, some in zip(prompts, each):
             future: concurrent.futures.Future[RequestOutput] = concurrent.futures.Future()
             futures.append(future)
-            room.acquire()
-            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room)))
+            taken = min(some.n, permits)
+            for _ in range(taken):
+                room.acquire()
+            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room, taken)))
         return [future.result() for future in futures]
 
     def shutdown(self) -> None:
@@ -194,7 +235,7 @@ class LLM(_Serving):
         self.shutdown()
 
 
-def _resolve_into(future: concurrent.futures.Future[RequestOutput], room: threading.Semaphore) -> Sink:
+def _resolve_into(future: concurrent.futures.Future[RequestOutput], room: threading.Semaphore, taken: int) -> Sink:
     def sink(output: RequestOutput | RequestError) -> None:
         if isinstance(output, RequestError):
             future.set_exception(output)
@@ -202,7 +243,7 @@ def _resolve_into(future: concurrent.futures.Future[RequestOutput], room: thread
             future.set_result(output)
         else:
             return
-        room.release()
+        room.release(taken)
 
     return sink
 
@@ -235,7 +276,7 @@ class AsyncLLM(_Serving):
             loop.call_soon_threadsafe(mailbox.put, output)
 
         request = self._request(request_id, prompt, params, deliver)
-        finished, request_id = False, request.spec.request_id
+        finished, ids = False, [some.spec.request_id for some in (request, *request.followers)]
         self._engine.submit(request)
         del messages, prompt, request  # the pictures need not live as long as the answer takes
         try:
@@ -248,7 +289,8 @@ class AsyncLLM(_Serving):
                 yield output
         finally:
             if not finished:
-                self._engine.abort(request_id)
+                for some_id in ids:
+                    self._engine.abort(some_id)
 
     async def _prepare(self, messages: Messages) -> tuple[Prompt, ContentKeys]:
         if self._draining:

@@ -7,10 +7,13 @@ their temporaries read off.
 from collections.abc import Callable
 from math import prod
 
+import numpy as np
+
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.programs import Job, compile_all, jobs_of
+from epdjax.serving.slots import Slots
 
 PROBE_BLOCKS = 64
 
@@ -67,13 +70,19 @@ def block_bytes(instance: Instance) -> int:
 
 
 def step_bytes(instance: Instance) -> int:
-    """Bytes beside weights and KV pool: the largest step's temporaries and output, and the MM pool."""
-    return max(largest_steps(instance).values(), default=0) + mm_pool_bytes(instance)
+    """Bytes beside weights and KV pool: the largest step's temporaries and output, the MM pool and the slots."""
+    return max(largest_steps(instance).values(), default=0) + mm_pool_bytes(instance) + slot_bytes(instance)
 
 
 def mm_pool_bytes(instance: Instance) -> int:
     """Bytes of the MM pool."""
     return prod(instance.mm_shape) * instance.dtype.itemsize
+
+
+def slot_bytes(instance: Instance) -> int:
+    """Bytes of what is kept of each sequence."""
+    shapes = Slots.shapes(instance.spec.slots, instance.longest).values()
+    return sum(prod(dims) * np.dtype(dtype).itemsize for dims, dtype in shapes)
 
 
 def largest_steps(instance: Instance) -> dict[str, int]:

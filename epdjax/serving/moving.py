@@ -141,7 +141,6 @@ class KVMoves:
             request.kv_blocks(source)[span],
             request.kv_blocks(target)[span],
             is_last,
-            request.slot(source) if is_last else 0,
             request.slot(target) if is_last else 0,
         )
 

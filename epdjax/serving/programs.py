@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from epdjax.serving import steps
 from epdjax.serving.instance import Instance
 from epdjax.serving.moving import MOST_PARTS
+from epdjax.serving.rows import FLOAT_FIELDS, ROW_FIELDS
+from epdjax.serving.slots import Slots, seed_slot
 
 # XLA:GPU merges dots that share an input by concatenating their weights, anew in every step: for a decode step that
 # is as many bytes again as it has to read. With a threshold of zero it leaves them alone.
@@ -94,7 +96,7 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
         splits = {instance.tensor in (1, width) for width in widths}
         jobs += [build.land_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("P") or instance.performs("D"):
-        jobs.append(build.pools())
+        jobs += [build.pools(), build.seed_slot()]
     return jobs
 
 
@@ -111,7 +113,9 @@ class _Builder:
         self.i = instance
         text = instance.model.text
         self.kv = (self.shape(instance.kv_shape, instance.dtype, instance.kv_sharding),) * text.num_layers
-        self.slots = self.ints(instance.spec.slots + 1)
+        shapes = Slots.shapes(instance.spec.slots, instance.longest)
+        slots: dict[str, Any] = {name: self.shape(dims, dtype) for name, (dims, dtype) in shapes.items()}
+        self.slots = Slots(**slots)
         self.mm = self.shape(instance.mm_shape, instance.dtype)
         self.pool_shardings = (instance.kv_sharding,) * text.num_layers
 
@@ -131,7 +135,7 @@ class _Builder:
         return Job(self.i, key, lower)
 
     def packed(self, rows: int, pages: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        return self.ints(rows, steps.ROW_FIELDS + pages), self.shape((rows, 2), jnp.float32)
+        return self.ints(rows, ROW_FIELDS + pages), self.shape((rows, FLOAT_FIELDS), jnp.float32)
 
     def encode(self, units: int, size: int) -> Job:
         inputs = {
@@ -167,23 +171,24 @@ class _Builder:
         return self.i.kv_sharding if split else self.i.replicated
 
     def gather_kv(self, blocks: int, split: bool) -> Job:
-        args = (self.kv, self.slots, self.ints(blocks), self.ints(MOST_PARTS))
-        out = ((self.moving(split),) * len(self.kv), self.i.replicated)
+        args = (self.kv, self.ints(blocks))
+        out = (self.moving(split),) * len(self.kv)
         return self.job(("gather_kv", (blocks, split)), steps.gather_kv, args, out=out)
 
     def land_kv(self, blocks: int, split: bool) -> Job:
         moved = tuple(self.shape((blocks, *p.shape[1:]), p.dtype, self.moving(split)) for p in self.kv)
-        slots = self.ints(MOST_PARTS)
-        args = (self.kv, self.slots, moved, slots, self.ints(blocks), slots)
+        args = (self.kv, self.slots, moved, self.ints(blocks), self.ints(3, MOST_PARTS))
         out = (self.pool_shardings, self.i.replicated)
         return self.job(("land_kv", (blocks, split)), steps.land_kv, args, donate=(0, 1), out=out)
 
+    def seed_slot(self) -> Job:
+        row = {field.name: getattr(self.slots, field.name) for field in dataclasses.fields(Slots)}
+        row = {name: self.shape(array.shape[1:], array.dtype) for name, array in row.items()}
+        args = (self.slots, self.ints(1), row)
+        return self.job(("seed_slot", None), seed_slot, args, donate=(0,), out=self.i.replicated)
+
     def pools(self) -> Job:
         def zeros() -> Any:
-            return (
-                tuple(jnp.zeros(pool.shape, pool.dtype) for pool in self.kv),
-                jnp.zeros(self.slots.shape, self.slots.dtype),
-                jnp.zeros(self.mm.shape, self.mm.dtype),
-            )
+            return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), (self.kv, self.slots, self.mm))
 
         return self.job(("pools", None), zeros, (), out=(self.pool_shardings, self.i.replicated, self.i.replicated))

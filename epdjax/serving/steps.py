@@ -3,7 +3,7 @@
 A model is split once into leaves and a recipe (`Split`); programs take the flat leaves, because dispatching a module
 costs milliseconds. Every step that changes a pool takes it donated and returns it, so the pool stays the same buffer.
 
-Rows of a prefill or decode step come packed in one int32 array, to keep host-to-device transfers few: see `pack_rows`.
+Rows of a prefill or decode step come packed, to keep host-to-device transfers few: see `rows`.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from epdjax.serving.paged import PagedAttend
-from epdjax.serving.sampling import sample
-
-ROW_FIELDS = 6  # start, length, slot, top_k, seed, rope delta; then the block table
+from epdjax.serving.rows import ROW_FIELDS, Rows
+from epdjax.serving.sampling import Sampled, sample
+from epdjax.serving.slots import Slots, last_tokens, put_token
 
 Pools = tuple[jax.Array, ...]
 
@@ -45,17 +45,6 @@ class Split:
     def join(self, leaves: tuple[Any, ...]) -> Any:
         """The module with these leaves; inside a trace this costs nothing at run time."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
-
-
-def pack_rows(rows: int, pages: int) -> tuple[np.ndarray, np.ndarray]:
-    """Zeroed host arrays for a step of `rows` rows: int32 ``[rows, ROW_FIELDS + pages]``, float32 ``[rows, 2]``.
-
-    A row of zeros is padding: it is written to block 0 and slot 0, which belong to nobody. The floats are temperature
-    and top-p.
-    """
-    floats = np.zeros((rows, 2), np.float32)
-    floats[:, 1] = 1.0
-    return np.zeros((rows, ROW_FIELDS + pages), np.int32), floats
 
 
 def prompt_arrays(model: Any, rows: int, tokens: int) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -88,7 +77,7 @@ def _run(
     split: Split,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
-    last_tokens: jax.Array,
+    slots: Slots,
     x_btd: jax.Array,
     ints: jax.Array,
     floats: jax.Array,
@@ -96,42 +85,43 @@ def _run(
     rope_bt3: jax.Array | None = None,
     sees_bt: jax.Array | None = None,
     levels_btld: jax.Array | None = None,
-) -> tuple[jax.Array, Pools, jax.Array]:
+) -> tuple[Sampled, Pools, Slots]:
     model = split.join(leaves)
-    start_b, length_b, slot_b, top_k_b, seed_b, delta_b = (ints[:, i] for i in range(ROW_FIELDS))
-    attend = PagedAttend(pools, ints[:, ROW_FIELDS:], start_b, length_b, x_btd.shape[1], sees_bt)
+    rows, tables_bp = Rows.unpack(ints, floats), ints[:, ROW_FIELDS:]
+    attend = PagedAttend(pools, tables_bp, rows.start, rows.length, x_btd.shape[1], sees_bt)
     positions = attend.positions_bt
     if model.config.rope.sections:
-        ahead = (positions + delta_b[:, None])[..., None]
+        ahead = (positions + rows.rope_delta[:, None])[..., None]
         positions = jnp.broadcast_to(ahead, (*ahead.shape[:2], 3)) if rope_bt3 is None else rope_bt3
     hidden_btd = model(x_btd, positions, attend, levels_btld)
-    last_b = jnp.maximum(length_b - 1, 0)
+    last_b = jnp.maximum(rows.length - 1, 0)
     hidden_bd = jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]
-    tokens_b = sample(model.logits(hidden_bd), floats[:, 0], top_k_b, floats[:, 1], seed_b, start_b + length_b)
-    return tokens_b, tuple(attend.pools), last_tokens.at[slot_b].set(tokens_b)
+    longest = tables_bp.shape[1] * pools[0].shape[1]
+    sampled = sample(model.logits(hidden_bd), rows, slots, longest)
+    return sampled, tuple(attend.pools), put_token(slots, rows.slot, rows.position, sampled.tokens)
 
 
 def prefill(
     split: Split,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
-    last_tokens: jax.Array,
+    slots: Slots,
     mm_pool_rd: jax.Array,
     prompt: Mapping[str, jax.Array],
     ints: jax.Array,
     floats: jax.Array,
-) -> tuple[jax.Array, Pools, jax.Array]:
-    """Run prompt chunks; see the module for the packed rows.
+) -> tuple[Sampled, Pools, Slots]:
+    """Run prompt chunks; see `rows` for the packed ones.
 
     Args:
-        pools, last_tokens: donated.
+        pools, slots: donated.
         mm_pool_rd: MM tokens on this instance.
         prompt: ``tokens`` int32 ``[b, t]``; ``mm_rows`` int32 ``[b, t, taps]``, rows of `mm_pool_rd` that stand in a
             position, negative where the token itself does. Where the model needs them (see `prompt_arrays`):
             ``mm_weights`` float32 ``[b, t, taps]``, ``rope`` int32 ``[b, t, 3]``, ``sees`` int32 ``[b, t]``.
 
     Returns:
-        (token sampled after each row's last one, pools, last_tokens with it at each row's slot).
+        (what was sampled after each row's last token, pools, slots with it).
     """
     text_btd = split.join(leaves).embed(prompt["tokens"])
     d = text_btd.shape[-1]
@@ -150,7 +140,7 @@ def prefill(
         split,
         leaves,
         pools,
-        last_tokens,
+        slots,
         x_btd,
         ints,
         floats,
@@ -164,30 +154,29 @@ def decode(
     split: Split,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
-    last_tokens: jax.Array,
+    slots: Slots,
     ints: jax.Array,
     floats: jax.Array,
-) -> tuple[jax.Array, Pools, jax.Array]:
+) -> tuple[Sampled, Pools, Slots]:
     """One step for every sequence: run the token in its slot, sample the next one into it. Pools and slots donated."""
-    x_btd = split.join(leaves).embed(last_tokens[ints[:, 2]])[:, None]
-    return _run(split, leaves, pools, last_tokens, x_btd, ints, floats)
+    rows = Rows.unpack(ints, floats)
+    x_btd = split.join(leaves).embed(last_tokens(slots, rows.slot, rows.start))[:, None]
+    return _run(split, leaves, pools, slots, x_btd, ints, floats)
 
 
-def gather_kv(
-    pools: Pools, last_tokens: jax.Array, blocks_n: jax.Array, slots_m: jax.Array
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """What a KV move takes along: blocks of every layer, and the newest tokens of some sequences ``[m]``."""
-    return tuple(pool[blocks_n] for pool in pools), last_tokens[slots_m]
+def gather_kv(pools: Pools, blocks_n: jax.Array) -> tuple[jax.Array, ...]:
+    """What a KV move takes along: blocks of every layer."""
+    return tuple(pool[blocks_n] for pool in pools)
 
 
 def land_kv(
-    pools: Pools,
-    last_tokens: jax.Array,
-    moved: tuple[jax.Array, ...],
-    tokens_m: jax.Array,
-    blocks_n: jax.Array,
-    slots_m: jax.Array,
-) -> tuple[Pools, jax.Array]:
-    """Write what was moved into this instance's (donated) pools and slots; padding goes to block 0 and slot 0."""
+    pools: Pools, slots: Slots, moved: tuple[jax.Array, ...], blocks_n: jax.Array, last_3m: jax.Array
+) -> tuple[Pools, Slots]:
+    """Write what was moved into this instance's (donated) pools and slots; padding goes to block 0 and slot 0.
+
+    Args:
+        last_3m: int32, of the sequences that are complete now: slot, and position and id of the last token, which is
+            not in the KV yet.
+    """
     landed = tuple(pool.at[blocks_n].set(some) for pool, some in zip(pools, moved, strict=True))
-    return landed, last_tokens.at[slots_m].set(tokens_m)
+    return landed, put_token(slots, *last_3m)

@@ -25,7 +25,8 @@ class Waiter:
         A fetch is started at once and runs beside the computation.
         """
         if fetch:
-            arrays.copy_to_host_async()
+            for array in jax.tree.leaves(arrays):
+                array.copy_to_host_async()
         self._queue.put((arrays, fetch, report))
 
     def stop(self) -> None:

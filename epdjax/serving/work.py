@@ -85,14 +85,13 @@ class Prefill:
 class KVPart:
     """Blocks of one request in a move: `source_blocks` become `blocks`.
 
-    With the last of them goes the newest token, from `source_slot` to `slot`; before, both are 0.
+    With the last of them the newest token is written into `slot`; before, there is none.
     """
 
     request_id: str
     source_blocks: tuple[int, ...]
     blocks: tuple[int, ...]
     is_last: bool
-    source_slot: int
     slot: int
 
 

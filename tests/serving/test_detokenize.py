@@ -46,6 +46,27 @@ def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: list[str]) -> N
     assert all(detokenizer.text.startswith(part) for part in shown)
 
 
+@given(plain, st.lists(st.text(alphabet="thein a日", min_size=1, max_size=4), max_size=2), st.integers(0, 12))
+def test_what_was_not_looked_at_never_stops(text: str, stop: list[str], least: int) -> None:
+    """A stop string that ends in the first tokens is text like any other; the next to end after them counts."""
+    detokenizer, shown, whole = Detokenizer(TOKENIZER, stop), [""], Detokenizer(TOKENIZER)
+    stopped_at = None
+    for number, token in enumerate(TOKENIZER.encode(text, add_special_tokens=False).ids, start=1):
+        known = len(whole.text)
+        whole.push(token)
+        detokenizer.push(token, look=number > least)
+        ends = {at + len(s) for s in stop for at in range(len(whole.text)) if whole.text.startswith(s, at)}
+        if number > least and any(end > known for end in ends):
+            stopped_at = number
+        assert detokenizer.stopped == (stopped_at is not None)
+        assert whole.text.startswith(detokenizer.text) and detokenizer.text.startswith(shown[-1])
+        shown.append(detokenizer.text)
+        if detokenizer.stopped:
+            return
+    detokenizer.finish()
+    assert detokenizer.text == text
+
+
 def test_half_characters_wait() -> None:
     detokenizer = Detokenizer(TOKENIZER)
     shown = []

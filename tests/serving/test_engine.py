@@ -1,5 +1,6 @@
 """What the engine promises of devices: who holds what, what never crosses the host, what is never compiled late."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from epdjax import LLM, SamplingParams
 from epdjax.serving.audit import audit
 from epdjax.serving.errors import StepFailed, TooLong
 from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.rows import FLOAT_FIELDS
+from epdjax.serving.sampling import TOP_LOGPROBS
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -45,7 +48,8 @@ def test_an_instance_holds_only_the_parts_its_roles_need(llm: LLM, strangers: li
     # there would show up among all live arrays.
     own = {id(stranger) for stranger in strangers}
     own |= {id(leaf) for i in llm.deployment.instances.values() for _, ls in i.parts.values() for leaf in ls}
-    own |= {id(a) for i in llm.deployment.instances.values() if i.pools for a in (*i.pools, i.last_tokens, i.mm_pool)}
+    with_pools = [i for i in llm.deployment.instances.values() if i.pools]
+    own |= {id(array) for i in with_pools for array in jax.tree.leaves((i.pools, i.slots, i.mm_pool))}
     used = {device for i in llm.deployment.instances.values() for device in i.submesh.devices}
     strays = [a for a in jax.live_arrays() if a.sharding.device_set <= used and id(a) not in own]
     assert sum(a.nbytes for a in strays) < min(encoder, language) / 10
@@ -71,11 +75,17 @@ def test_mm_tokens_and_kv_never_visit_the_host(llm: LLM, monkeypatch: pytest.Mon
     jax.config.update("jax_transfer_guard", "disallow")  # for every thread, the engine's and the waiters' included
     try:
         llm.chat(list(CONVERSATIONS.values()), GREEDY)
+        plain, up = list(fetched), list(uploaded)
+        llm.chat(list(CONVERSATIONS.values()), dataclasses.replace(GREEDY, logprobs=3, logit_bias={5: 1.0}))
     finally:
         jax.config.update("jax_transfer_guard", previous or "allow")
-    assert fetched and all(len(shape) == 1 for shape in fetched), "only sampled tokens come back"
-    floats = [shape for shape, dtype in uploaded if dtype.kind == "f"]
-    assert all(shape[-1] == 2 for shape in floats), "the only floats that go up are sampling settings"
+    assert plain and all(len(shape) == 1 for shape in plain), "only sampled tokens come back"
+    assert all(len(shape) == 1 or shape[1:] == (TOP_LOGPROBS,) for shape in fetched), "and what was asked for of them"
+    floats = [shape for shape, dtype in up if dtype.kind == "f"]
+    assert all(shape[-1] == FLOAT_FIELDS for shape in floats), "the only floats that go up are sampling settings"
+    seeds = [shape for shape, dtype in uploaded[len(up) :] if dtype.kind == "f" and shape[-1] != FLOAT_FIELDS]
+    biases = llm.deployment.instances["D0"].slots.bias_values.shape[1:]
+    assert set(seeds) == {biases} and len(seeds) == 2 * len(CONVERSATIONS), "and a list of biases for each instance"
     assert any(dtype == np.uint8 for _, dtype in uploaded), "pixels go up as uint8"
 
 
@@ -116,6 +126,11 @@ def test_no_compile_after_ready(llm: LLM) -> None:
                 top_p=float(rng.choice([1.0, 0.8])),
                 max_tokens=int(rng.integers(1, 16)),
                 stop=("x",) if rng.random() < 0.2 else (),
+                min_p=float(rng.choice([0.0, 0.1])),
+                repetition_penalty=float(rng.choice([1.0, 1.3])),
+                logit_bias={40: 3.0} if rng.random() < 0.2 else {},
+                logprobs=5 if rng.random() < 0.2 else None,
+                n=2 if rng.random() < 0.1 else 1,
             )
         )
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -171,11 +186,11 @@ def test_a_request_that_never_fits_says_why_and_costs_nobody_else(llm: LLM) -> N
     assert llm.chat(ask("the"), GREEDY)[0].finished
 
 
-@pytest.mark.parametrize("step", ["encode", "prefill", "decode", "land_kv", "land_mm"])
+@pytest.mark.parametrize("step", ["encode", "prefill", "decode", "land_kv", "land_mm", "seed_slot"])
 def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program raises once. Requests in it end in an error; the engine, its blocks and later answers are unharmed."""
-    conversation = CONVERSATIONS["many tiles"]
-    before = llm.chat(conversation, GREEDY)[0].outputs[0].token_ids
+    conversation, params = CONVERSATIONS["many tiles"], dataclasses.replace(GREEDY, logit_bias={5: 1.0})
+    before = llm.chat(conversation, params)[0].outputs[0].token_ids
     forget(llm)
     instance = next(i for i in llm.deployment.instances.values() if any(k[0] == step for k in i.programs))
     programs, failures = dict(instance.programs), []
@@ -187,10 +202,10 @@ def test_a_failing_step_ends_its_own_requests_only(llm: LLM, step: str, monkeypa
 
     instance.programs.update({key: broken for key in programs if key[0] == step})
     with pytest.raises(StepFailed) as error:
-        llm.chat(conversation, GREEDY)
+        llm.chat(conversation, params)
     assert failures == [step]
     assert "0x" not in str(error.value)
-    assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == before
+    assert llm.chat(conversation, params)[0].outputs[0].token_ids == before
     audit(llm._engine.scheduler)
 
 

@@ -1,5 +1,6 @@
 """The central test of the project: the same answer from every mesh spec, alone and in company, cold and warm."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,18 @@ from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 SEEDED = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
+PENALISED = SamplingParams(
+    temperature=0,
+    repetition_penalty=1.2,
+    presence_penalty=0.6,
+    frequency_penalty=0.4,
+    logit_bias={40: 2.0, 75: -100.0},
+    max_tokens=24,
+    min_tokens=24,
+    stop_token_ids=(60, 61, 62),
+)
+EVERYTHING = dataclasses.replace(PENALISED, temperature=0.9, min_p=0.02, top_p=0.95, seed=11)
+KINDS = {"greedy": GREEDY, "seeded": SEEDED, "penalised": PENALISED, "everything": EVERYTHING}
 STRANGERS = [(ask("what in the", picture(90, 30, 9)), 20), (ask("an on er " * 12), 24)]
 
 LAYOUTS = ["1EP1D", "1E1PD", "1E1P1D", "3E1P1D", "2E2P2D", "1E,1Px2,1Dx2", "1E,1P,1Dx2", "1E,1Px2,1D"]
@@ -33,9 +46,9 @@ def answers_in_company(llm, params: SamplingParams) -> dict[str, tuple[int, ...]
 def reference(checkpoint: Path) -> dict[str, dict[str, tuple[int, ...]]]:
     """What a monolith on one device answers."""
     with make_llm(checkpoint, "1EPD") as llm:
-        alone = {"greedy": answers(llm, GREEDY), "seeded": answers(llm, SEEDED)}
-        assert answers_in_company(llm, GREEDY) == alone["greedy"]
-        assert answers_in_company(llm, SEEDED) == alone["seeded"]
+        alone = {name: answers(llm, params) for name, params in KINDS.items()}
+        for name, params in KINDS.items():
+            assert answers_in_company(llm, params) == alone[name], name
         assert answers(llm, GREEDY) == alone["greedy"]
         audit(llm._engine.scheduler)
     return alone
@@ -45,7 +58,8 @@ def test_answers_are_worth_comparing(reference: dict[str, dict[str, tuple[int, .
     for kind in reference.values():
         assert len(set(kind.values())) == len(kind)
         assert all(len(set(tokens)) > 5 for tokens in kind.values())
-    assert reference["greedy"] != reference["seeded"]
+        assert all(len(tokens) == 24 for tokens in kind.values())
+    assert len({tokens for kind in reference.values() for tokens in kind.values()}) == len(KINDS) * len(CONVERSATIONS)
 
 
 @pytest.mark.parametrize("mesh", LAYOUTS)
@@ -55,7 +69,8 @@ def test_every_mesh_answers_the_same(
     with make_llm(checkpoint, mesh) as llm:
         assert answers(llm, GREEDY) == reference["greedy"], "alone, cold"
         assert answers_in_company(llm, GREEDY) == reference["greedy"], "in company"
-        assert answers_in_company(llm, SEEDED) == reference["seeded"], "in company, seeded"
+        for name in ("seeded", "penalised", "everything"):
+            assert answers_in_company(llm, KINDS[name]) == reference[name], f"in company, {name}"
         assert answers(llm, GREEDY) == reference["greedy"], "alone, warm"
         assert llm._engine.scheduler.idle
         audit(llm._engine.scheduler)

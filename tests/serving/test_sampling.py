@@ -1,33 +1,22 @@
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epdjax.serving.sampling import sample
+from epdjax.serving.params import SamplingParams
+from epdjax.serving.slots import MAX_HELD_BACK, Slots, put_token, seed_slot, slot_row
+from tests.serving.sampled import LENGTH, Case, sampled
 
 VOCAB = 50
-draw = jax.jit(sample)
 
 
-def rows(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=0, position=0):
-    """Sample from a batch in which every setting is a number or a list."""
-    count = len(logits)
-
-    def full(value, dtype):
-        return jnp.asarray(np.broadcast_to(np.asarray(value, dtype), (count,)))
-
-    return np.asarray(
-        draw(
-            jnp.asarray(logits, jnp.float32),
-            full(temperature, np.float32),
-            full(top_k, np.int32),
-            full(top_p, np.float32),
-            full(seed, np.int32),
-            full(position, np.int32),
-        )
-    )
+def draws(logits: np.ndarray, count: int, **params: Any) -> np.ndarray:
+    """Tokens drawn from the same logits with seeds 0, 1, ..."""
+    cases = [Case(SamplingParams(**params), seed=seed, seeded=False) for seed in range(count)]
+    return sampled(np.repeat(logits, count, 0), cases).tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,69 +25,121 @@ def logits() -> np.ndarray:
 
 
 def test_temperature_zero_takes_the_likeliest(logits: np.ndarray) -> None:
-    mixed = rows(np.repeat(logits, 3, 0), temperature=[0.0, 1.0, 0.0], seed=[1, 2, 3])
+    cases = [Case(SamplingParams(temperature=t), seed=seed) for seed, t in enumerate((0.0, 1.0, 0.0))]
+    mixed = sampled(np.repeat(logits, 3, 0), cases).tokens
     assert mixed[0] == mixed[2] == logits.argmax()
 
 
 def test_frequencies_follow_the_softmax(logits: np.ndarray) -> None:
     count = 4000
-    tokens = rows(np.repeat(logits, count, 0), temperature=0.8, seed=np.arange(count))
     expected = np.asarray(jax.nn.softmax(logits[0] / 0.8))
-    found = np.bincount(tokens, minlength=VOCAB) / count
+    found = np.bincount(draws(logits, count, temperature=0.8), minlength=VOCAB) / count
     assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / count)
 
 
 def test_positions_draw_independently(logits: np.ndarray) -> None:
-    count = 2000
-    tokens = rows(np.repeat(logits, count, 0), seed=5, position=np.arange(count))
+    """The same seed all the way, over all positions that a sequence may have, with a few seeds."""
+    cases = [Case(seed=seed, prompt=(0,) * n, seeded=False) for seed in range(40) for n in range(1, LENGTH)]
+    tokens = sampled(np.repeat(logits, len(cases), 0), cases).tokens
     expected = np.asarray(jax.nn.softmax(logits[0]))
-    found = np.bincount(tokens, minlength=VOCAB) / count
-    assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / count)
+    found = np.bincount(tokens, minlength=VOCAB) / len(cases)
+    assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / len(cases))
 
 
-def test_top_k_and_top_p_keep_what_they_should(logits: np.ndarray) -> None:
+def test_what_is_left_out_is_never_drawn(logits: np.ndarray) -> None:
     count = 1500
-    many = np.repeat(logits, count, 0)
     ranked = np.argsort(-logits[0])
-    assert set(rows(many, top_k=3, seed=np.arange(count), temperature=3.0)) == set(ranked[:3])
+    assert set(draws(logits, count, top_k=3, temperature=3.0)) == set(ranked[:3])
     probabilities = np.asarray(jax.nn.softmax(logits[0]))[ranked]
     nucleus = set(ranked[: int(np.searchsorted(np.cumsum(probabilities), 0.6)) + 1])
-    assert set(rows(many, top_p=0.6, seed=np.arange(count))) == nucleus
+    assert set(draws(logits, count, top_p=0.6)) == nucleus
     top5 = probabilities[:5] / probabilities[:5].sum()  # top-p acts on what top-k leaves
     both = set(ranked[: int(np.searchsorted(np.cumsum(top5), 0.7)) + 1])
-    assert set(rows(many, top_k=5, top_p=0.7, seed=np.arange(count))) == both
-    assert set(rows(many, top_p=1e-6, seed=np.arange(count))) == {ranked[0]}
+    assert set(draws(logits, count, top_k=5, top_p=0.7)) == both
+    assert set(draws(logits, count, top_p=1e-6)) == {ranked[0]}
+    likely = ranked[probabilities >= 0.2 * probabilities[0]]
+    assert 2 < len(likely) < 10
+    assert set(draws(logits, count, min_p=0.2)) == set(likely)
+    assert set(draws(logits, count, min_p=0.2, top_k=2)) == set(likely[:2])
+    kept = probabilities[: len(likely)] / probabilities[: len(likely)].sum()  # top-p acts on what min-p leaves
+    nucleus = set(likely[: int(np.searchsorted(np.cumsum(kept), 0.8)) + 1])
+    assert set(draws(logits, count, min_p=0.2, top_p=0.8)) == nucleus
+    assert set(draws(logits, count, min_p=1.0)) == {ranked[0]}
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(-(2**31), 2**31 - 1),
-    position=st.integers(0, 10**6),
-    temperature=st.floats(0, 5, allow_subnormal=False),
+tokens = st.integers(0, VOCAB - 1)
+bounded = st.floats(-2, 2, allow_subnormal=False)
+params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.7, 1.0, 3.0]),
     top_k=st.integers(-1, VOCAB + 5),
     top_p=st.floats(0.05, 1, allow_subnormal=False),
-    row=st.integers(0, 3),
-    company=st.integers(0, 2**31 - 1),
+    min_p=st.sampled_from([0.0, 0.0, 0.1, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.7, 1.5]),
+    presence_penalty=st.one_of(st.just(0.0), bounded),
+    frequency_penalty=st.one_of(st.just(0.0), bounded),
+    logit_bias=st.dictionaries(tokens, st.floats(-100, 100, allow_subnormal=False), max_size=4),
+    min_tokens=st.integers(0, 4),
+    logprobs=st.sampled_from([None, None, 0, 5]),
 )
-def test_a_row_does_not_see_its_batch(
-    seed: int, position: int, temperature: float, top_k: int, top_p: float, row: int, company: int
-) -> None:
-    """The same logits, settings, seed and position give the same token in any row beside anyone."""
-    rng = np.random.default_rng(company)
-    batch = rng.standard_normal((4, VOCAB)).astype(np.float32)
-    mine = np.random.default_rng(1).standard_normal(VOCAB).astype(np.float32)
+cases = st.builds(
+    Case,
+    params=params,
+    prompt=st.lists(tokens, min_size=1, max_size=20),
+    answer=st.lists(tokens, max_size=20),
+    stops=st.frozensets(tokens, max_size=3),
+    seed=st.integers(-(2**31), 2**31 - 1),
+)
+plain = st.builds(Case, params=st.builds(SamplingParams, temperature=st.sampled_from([0.0, 1.0])))
+
+
+@settings(max_examples=40)
+@given(mine=cases, company=st.lists(cases, min_size=3, max_size=3), quiet=plain, row=st.integers(0, 3))
+def test_a_row_does_not_see_its_batch(mine: Case, company: list[Case], quiet: Case, row: int) -> None:
+    """The same logits, settings, seed and history give the same token and log-probabilities beside anyone."""
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((1, VOCAB)).astype(np.float32) * 3
     outcomes = []
-    for at, others in ((row, rng.uniform(0, 2, 4)), (0, np.zeros(4))):
-        logits = batch.copy()
-        logits[at] = mine
-        settings_of = {
-            "temperature": others.copy(),
-            "top_k": rng.integers(0, 5, 4),
-            "top_p": rng.uniform(0.1, 1, 4),
-            "seed": rng.integers(0, 99, 4),
-            "position": rng.integers(0, 99, 4),
-        }
-        for name, value in zip(settings_of, (temperature, top_k, top_p, seed, position)):
-            settings_of[name][at] = value
-        outcomes.append(rows(logits, **settings_of)[at])
-    assert outcomes[0] == outcomes[1]
+    for at, others in ((row, company), (0, [quiet] * 3)):
+        batch = rng.standard_normal((4, VOCAB)).astype(np.float32)
+        batch[at] = logits
+        out = sampled(batch, [*others[:at], mine, *others[at:]])
+        assert out.logprobs is not None
+        shown = [] if mine.params.logprobs is None else [out.logprobs.chosen[at], *out.logprobs.top[at]]
+        outcomes.append((out.tokens[at], shown))
+    assert outcomes[0][0] == outcomes[1][0]
+    np.testing.assert_array_equal(outcomes[0][1], outcomes[1][1])
+
+
+def test_logprobs_are_of_the_model_s_own_distribution(logits: np.ndarray) -> None:
+    """Whatever else a row asks for changes its token and not its log-probabilities."""
+    expected = np.asarray(jax.nn.log_softmax(logits[0]))
+    ranked = np.argsort(-logits[0])
+    forced = int(ranked[30])
+    everything = SamplingParams(
+        temperature=0.3, top_k=5, repetition_penalty=2.0, presence_penalty=1.0, logit_bias={forced: 100}, logprobs=20
+    )
+    out = sampled(np.repeat(logits, 2, 0), [Case(everything), Case(SamplingParams(temperature=0, logprobs=3))])
+    assert out.tokens.tolist() == [forced, ranked[0]]
+    assert out.logprobs is not None
+    np.testing.assert_allclose(out.logprobs.chosen, expected[[forced, ranked[0]]], rtol=1e-5)
+    for row in range(2):
+        np.testing.assert_array_equal(out.logprobs.ids[row], ranked[:20])
+        np.testing.assert_allclose(out.logprobs.top[row], expected[ranked[:20]], rtol=1e-5)
+
+
+def test_a_vocabulary_smaller_than_the_list_of_likeliest() -> None:
+    few = np.random.default_rng(3).standard_normal((1, 6))
+    out = sampled(few, [Case(SamplingParams(temperature=0, logprobs=20))])
+    assert out.logprobs is not None and out.logprobs.ids.tolist() == [np.argsort(-few[0]).tolist()]
+
+
+def test_seeding_a_slot_leaves_the_others_alone() -> None:
+    slots = Slots(**{name: np.ones(dims, dtype) for name, (dims, dtype) in Slots.shapes(3, LENGTH).items()})
+    row = slot_row(np.array([4, 5, 6], np.int32), {9: 1.5}, {8, 2}, LENGTH)
+    made = put_token(seed_slot(jax.device_put(slots), np.array([2]), row), np.array([2]), np.array([3]), np.array([7]))
+    assert made.history[2].tolist() == [4, 5, 6, 7] + [0] * (LENGTH - 4)
+    assert (int(made.bias_ids[2, MAX_HELD_BACK]), float(made.bias_values[2, MAX_HELD_BACK])) == (9, 1.5)
+    assert set(made.bias_ids[2, :2].tolist()) == {2, 8}
+    for array in jax.tree.leaves(made):
+        assert (np.asarray(array)[[0, 1, 3]] == 1).all()

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from epdjax.serving.http import protocol
+from epdjax.serving.http import answers, protocol
 from epdjax.serving.http.chat import ChatExchange
 from epdjax.serving.http.engine import Engine
 from epdjax.serving.http.errors import ModelNotFound, install_error_handlers
@@ -45,14 +45,14 @@ def create_app(llm: Engine) -> FastAPI:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """Lists the one model that is served."""
-        return {"object": "list", "data": [protocol.model_card(llm.model_name, service.created)]}
+        return {"object": "list", "data": [answers.model_card(llm.model_name, service.created)]}
 
     @app.get("/v1/models/{model:path}")
     async def get_model(model: str) -> dict[str, Any]:
         """Describes the served model."""
         if model != llm.model_name:
             raise ModelNotFound(f"there is no model {model[:100]!r} here; use {llm.model_name!r}", param="model")
-        return protocol.model_card(llm.model_name, service.created)
+        return answers.model_card(llm.model_name, service.created)
 
     @app.get("/health", response_model=None)
     async def health() -> Response:

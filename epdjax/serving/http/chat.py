@@ -9,13 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-import pydantic_core
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from epdjax.serving.errors import RequestError, StepFailed
-from epdjax.serving.http import protocol
+from epdjax.serving.http import answers, protocol
 from epdjax.serving.http.errors import (
     ModelNotFound,
     UnsupportedMediaType,
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 # Smaller bodies are parsed in place: in less time than handing them to a thread takes.
 PARSE_INLINE_BYTES = 64 * 1024
-DONE = b"data: [DONE]\n\n"
 
 
 class ChatExchange(Response):
@@ -86,16 +84,15 @@ class ChatExchange(Response):
         async with aclosing(self._outputs(messages, params)) as outputs:
             del messages
             if request.stream:
-                events = await self._stream(model, request.stream_options or protocol.StreamOptions(), outputs, send)
+                options = request.stream_options or protocol.StreamOptions()
+                events = await self._stream(answers.Events(self._id, model, self._created, options), outputs, send)
             else:
                 answer = await _last(outputs)
         # From here on the engine holds nothing for this request: a client that has its answer can count on that.
         if request.stream:
             await self._send(send, events, more=False)
             return
-        used = protocol.usage(answer.prompt_tokens, len(answer.outputs[0].token_ids), answer.cached_tokens)
-        text, reason = answer.outputs[0].text, answer.outputs[0].finish_reason or "stop"
-        content = protocol.completion(self._id, model, self._created, text, reason, used)
+        content = answers.completion(self._id, model, self._created, answer)
         await JSONResponse(content)(scope, receive, send)
 
     async def _prepare(self, body: bytes) -> tuple[protocol.ChatRequest, list[dict[str, Any]], SamplingParams]:
@@ -130,50 +127,19 @@ class ChatExchange(Response):
             if close is not None:
                 await close()
 
-    async def _stream(
-        self, model: str, options: protocol.StreamOptions, outputs: AsyncIterator[RequestOutput], send: Send
-    ) -> bytes:
+    async def _stream(self, events: answers.Events, outputs: AsyncIterator[RequestOutput], send: Send) -> bytes:
         """Streams an answer as server-sent events, and returns the events that end it.
 
         Nothing is sent before the first output: until then an error still has a status of its own.
         """
-        sent = 0
         output: RequestOutput | None = None
         async for output in outputs:
-            answer = output.outputs[0]
-            used = protocol.usage(output.prompt_tokens, len(answer.token_ids), output.cached_tokens)
-            events = []
-            if not self._started:
-                events.append(self._chunk(model, {"role": "assistant", "content": ""}, options, used))
-            if len(answer.text) > sent:
-                events.append(self._chunk(model, {"content": answer.text[sent:]}, options, used))
-                sent = len(answer.text)
-            if events:
-                await self._send(send, b"".join(events), more=True)
+            body = events.new(output)
+            if body:
+                await self._send(send, body, more=True)
             if output.finished:
                 break
-        last = _finished(output)
-        used = protocol.usage(last.prompt_tokens, len(last.outputs[0].token_ids), last.cached_tokens)
-        reason: Any = last.outputs[0].finish_reason
-        events = [self._chunk(model, {}, options, used, reason)]
-        if options.include_usage:
-            events.append(_event(protocol.chunk(self._id, model, self._created, None) | {"usage": used}))
-        return b"".join([*events, DONE])
-
-    def _chunk(
-        self,
-        model: str,
-        delta: dict[str, str],
-        options: protocol.StreamOptions,
-        used: dict[str, int],
-        reason: Any = None,
-    ) -> bytes:
-        event = protocol.chunk(self._id, model, self._created, delta, reason)
-        if options.continuous_usage_stats:
-            event["usage"] = used
-        elif options.include_usage:
-            event["usage"] = None
-        return _event(event)
+        return events.end(_finished(output))
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
         """Sends a piece of a stream, waiting for a slow reader, but not for ever."""
@@ -198,7 +164,7 @@ class ChatExchange(Response):
             await response(scope, incoming, send)
             return
         with contextlib.suppress(ClientGone):
-            await self._send(send, _event(error) + DONE, more=False)
+            await self._send(send, answers.event(error) + answers.DONE, more=False)
 
 
 async def _last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
@@ -214,10 +180,7 @@ def _finished(output: RequestOutput | None) -> RequestOutput:
     Raises:
         StepFailed: the engine ended the request without one.
     """
-    if output is None or not output.finished or output.outputs[0].finish_reason not in ("stop", "length"):
+    reasons = set() if output is None else {answer.finish_reason for answer in output.outputs}
+    if output is None or not output.finished or not reasons <= {"stop", "length"}:
         raise StepFailed("the server ended this request before its answer was complete; send it again")
     return output
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + pydantic_core.to_json(data) + b"\n\n"

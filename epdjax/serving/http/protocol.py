@@ -1,18 +1,17 @@
-"""The request and response objects of chat completions, as OpenAI defines them and vLLM extends them.
+"""The request object of chat completions, as OpenAI defines it and vLLM extends it.
 
 A field is either used, or known to change nothing (`user`, `metadata`, ...), or refused by name. None is silently
 ignored, so an answer is never something else than what was asked for.
 """
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epdjax.serving.errors import InvalidRequest
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import MAX_LOGPROBS, SamplingParams
 
 MAX_LISTED = 200
 
@@ -32,23 +31,14 @@ HARMLESS = frozenset(
 
 # Known fields that are not supported, and the values of theirs that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "use_beam_search": (False,),
     "bad_words": ([],),
     "allowed_token_ids": (),
@@ -118,6 +108,23 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = Field(default=None, description="Strings that end the answer.")
     stop_token_ids: list[int] | None = Field(default=None, description="Tokens that end the answer (vLLM).")
     ignore_eos: bool | None = Field(default=None, description="Go on past the end-of-sequence token (vLLM).")
+    min_p: float | None = Field(
+        default=None, description="Leave out tokens less than this many times as likely as the likeliest (vLLM)."
+    )
+    presence_penalty: float | None = Field(
+        default=None, description="Subtracted from the logits of tokens in the answer."
+    )
+    frequency_penalty: float | None = Field(default=None, description="Likewise, times how often they are there.")
+    repetition_penalty: float | None = Field(
+        default=None, description="Makes tokens of prompt and answer less likely; 1 changes nothing (vLLM)."
+    )
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="Token id -> what is added to its logit, -100 to 100."
+    )
+    min_tokens: int | None = Field(default=None, description="The answer does not end before so many tokens (vLLM).")
+    n: int | None = Field(default=None, description="Answers to give.")
+    logprobs: bool | None = Field(default=None, description="Give the log-probability of each token of the answer.")
+    top_logprobs: int | None = Field(default=None, description="And those of so many likeliest tokens in its place.")
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = None
 
@@ -140,8 +147,32 @@ class ChatRequest(BaseModel):
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
             "stop_token_ids": tuple(self.stop_token_ids) if self.stop_token_ids else None,
             "ignore_eos": self.ignore_eos,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": {_token_id(key): value for key, value in (self.logit_bias or {}).items()},
+            "min_tokens": self.min_tokens,
+            "n": self.n,
+            "logprobs": self._logprobs(),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    def _logprobs(self) -> int | None:
+        top = self.top_logprobs or 0
+        if not 0 <= top <= MAX_LOGPROBS:
+            raise InvalidRequest(f"top_logprobs must be from 0 to {MAX_LOGPROBS}", param="top_logprobs")
+        if top and not self.logprobs:
+            raise InvalidRequest("top_logprobs is only for requests with logprobs: true; add it", param="top_logprobs")
+        return top if self.logprobs else None
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+        raise InvalidRequest(
+            f'logit_bias has the key {key[:MAX_LISTED]!r}; its keys must be token ids, such as "42"', param="logit_bias"
+        )
+    return int(key)
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
@@ -202,45 +233,3 @@ def _refuse_unless_neutral(name: str, value: Any) -> None:
 
 def _json(value: Any) -> str:
     return pydantic_core.to_json(value).decode()
-
-
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
-    """OpenAI's usage object; of `cached_tokens` of the prompt the KV was there already."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
-def completion(
-    request_id: str, model: str, created: int, text: str, finish_reason: str, used: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The answer to a request that does not stream."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return _envelope(request_id, "chat.completion", model, created) | {"choices": [choice], "usage": dict(used)}
-
-
-def chunk(
-    request_id: str,
-    model: str,
-    created: int,
-    delta: Mapping[str, str] | None,
-    finish_reason: Literal["stop", "length"] | None = None,
-) -> dict[str, Any]:
-    """One event of a stream. `delta` None: no choices, as in the last chunk, which carries usage only."""
-    choices = []
-    if delta is not None:
-        choices = [{"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}]
-    return _envelope(request_id, "chat.completion.chunk", model, created) | {"choices": choices}
-
-
-def model_card(name: str, created: int) -> dict[str, Any]:
-    """An entry of `GET /v1/models`."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "epdjax"}
-
-
-def _envelope(request_id: str, kind: str, model: str, created: int) -> dict[str, Any]:
-    return {"id": request_id, "object": kind, "created": created, "model": model}

@@ -57,6 +57,29 @@ def test_every_sampling_field_arrives() -> None:
         ignore_eos=True,
     ).sampling_params()
     assert params == SamplingParams(9, 0, 5, 0.5, -3, ("x",), (4,), True)
+    more = parse(
+        min_p=0.1,
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias={"5": 100, "17": -1.5},
+        min_tokens=3,
+        n=2,
+        logprobs=True,
+        top_logprobs=4,
+    ).sampling_params()
+    assert more == SamplingParams(
+        min_p=0.1,
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias={5: 100, 17: -1.5},
+        min_tokens=3,
+        n=2,
+        logprobs=4,
+    )
+    assert parse(logprobs=True).sampling_params().logprobs == 0
+    assert parse(logprobs=False, top_logprobs=0, logit_bias={}, n=1).sampling_params() == SamplingParams()
     assert parse(max_tokens=4, stop=["a", "b"]).sampling_params() == SamplingParams(max_tokens=4, stop=("a", "b"))
     assert parse(max_tokens=4, max_completion_tokens=4).sampling_params().max_tokens == 4
 
@@ -64,28 +87,17 @@ def test_every_sampling_field_arrives() -> None:
 def test_harmless_and_neutral_fields_pass() -> None:
     assert parse(user="u", metadata={"a": "b"}, store=False, service_tier="auto") == parse()
     assert parse(**{name: values[0] for name, values in NEUTRAL.items() if values}) == parse()
-    assert parse(presence_penalty=0.0, repetition_penalty=1.0, min_p=0.0) == parse()
+    assert parse(length_penalty=1.0, best_of=1) == parse()
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("n", 0),
-        ("n", True),
-        ("n", 10**9),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 5),
+        ("best_of", 2),
+        ("use_beam_search", True),
         ("tools", [{}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_object"}),
-        ("presence_penalty", 0.1),
-        ("frequency_penalty", -2),
-        ("repetition_penalty", 1.1),
-        ("logit_bias", {"1": 5}),
-        ("min_p", 0.1),
-        ("min_tokens", 1),
         ("echo", True),
         ("guided_json", {}),
         ("chat_template", "x"),
@@ -147,6 +159,31 @@ def test_typos_are_not_ignored() -> None:
         ({"stop_token_ids": "1"}, "stop_token_ids"),
         ({"stop_token_ids": [1] * 17}, "stop_token_ids"),
         ({"ignore_eos": 1}, "ignore_eos"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 10**4000}, "n"),
+        ({"n": True}, "n"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"presence_penalty": "1"}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {str(2**31): 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
