@@ -118,11 +118,15 @@ class BlockPool:
     def forget(self) -> None:
         """Nothing published is true any more: the memory behind the blocks is lost."""
         for key in list(self._published):
-            if key in self._kept:
-                del self._kept[key]
-                self._forget(key)
-            else:
-                del self._key_of[self._published.pop(key)[0]]
+            self.unpublish(key)
+
+    def unpublish(self, key: Hashable) -> None:
+        """What is published under `key`, if anything, is not to be found any more."""
+        if key in self._kept:
+            del self._kept[key]
+            self._forget(key)
+        elif key in self._published:
+            del self._key_of[self._published.pop(key)[0]]
 
     def _forget(self, key: Hashable) -> None:
         blocks = self._published.pop(key)

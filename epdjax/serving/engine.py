@@ -20,11 +20,19 @@ from typing import Any
 
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
-from epdjax.serving.errors import DeadlineExceeded, Overloaded, RequestError, ServiceUnavailable, StepFailed
+from epdjax.serving.errors import (
+    AnswerFailed,
+    DeadlineExceeded,
+    NotFinite,
+    Overloaded,
+    RequestError,
+    ServiceUnavailable,
+    StepFailed,
+)
 from epdjax.serving.instance import Instance
 from epdjax.serving.live import LiveRequest
 from epdjax.serving.outputs import FinishReason, RequestOutput
-from epdjax.serving.sampling import Sampled
+from epdjax.serving.sampling import NO_TOKEN, Sampled
 from epdjax.serving.scheduler import Finished, Scheduler
 from epdjax.serving.waiter import Waiter
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
@@ -170,7 +178,10 @@ class Engine:
 
     def _close(self, request: LiveRequest, last: RequestOutput | RequestError) -> None:
         del self.live[request.spec.request_id]
-        request.sink(last)
+        try:
+            request.sink(last)
+        except Exception:  # whoever waited is gone
+            log.exception("could not hand over the end of %s", request.spec.request_id)
 
     # ---- starting work --------------------------------------------------------------------------------------------
 
@@ -248,25 +259,43 @@ class Engine:
     def _deliver(self, work: Work, sampled: Sampled) -> dict[str, FinishReason]:
         """Hand the tokens of a step to their requests; returns those whose answer they end."""
         if isinstance(work, Prefill):
-            rows = [(i, chunk.request_id) for i, chunk in enumerate(work.chunks) if chunk.is_last]
+            rows = [(chunk.request_id, chunk.is_last) for chunk in work.chunks]
         elif isinstance(work, Decode):
-            rows = [(i, sequence.request_id) for i, sequence in enumerate(work.sequences)]
+            rows = [(sequence.request_id, True) for sequence in work.sequences]
         else:
             return {}
         stopped: dict[str, FinishReason] = {}
-        for row, request_id in rows:
+        for row, (request_id, has_token) in enumerate(rows):
             request = self.live.get(request_id)
             if request is None:  # stopped or aborted after this step was started
                 continue
-            ends = request.accept(sampled, row)
-            followers, request.followers = request.followers, []
-            for follower in followers:  # also while draining: they are part of a request that was taken
-                self._enter(follower)
-            if ends:
-                stopped[request_id] = "stop"
-            elif len(request.tokens) < request.spec.max_tokens:
-                request.sink(request.output(None))
+            try:
+                if sampled.tokens[row] == NO_TOKEN:
+                    raise NotFinite("the model's numbers for this request are not finite; they are not shared or kept")
+                if has_token and self._deliver_token(request, sampled, row):
+                    stopped[request_id] = "stop"
+            except Exception as error:
+                self._drop(request, error)
         return stopped
+
+    def _deliver_token(self, request: LiveRequest, sampled: Sampled, row: int) -> bool:
+        ends = request.accept(sampled, row)
+        followers, request.followers = request.followers, []
+        for follower in followers:  # also while draining: they are part of a request that was taken
+            self._enter(follower)
+        if not ends and len(request.tokens) < request.spec.max_tokens:
+            request.sink(request.output(None))
+        return ends
+
+    def _drop(self, request: LiveRequest, error: Exception) -> None:
+        """End one request of a step, for a reason of its own."""
+        log.exception("request %s ends in an error", request.spec.request_id, exc_info=error)
+        if isinstance(error, NotFinite):
+            self.scheduler.distrust(request.spec.request_id)
+        self.scheduler.abort(request.spec.request_id, time.monotonic())
+        if not isinstance(error, RequestError):
+            error = AnswerFailed(f"the answer could not be put together: {_short(error)}; try again")
+        self._close(request, error)
 
     def _conclude(self, event: Finished, error: BaseException | None) -> None:
         request = self.live.get(event.request_id)

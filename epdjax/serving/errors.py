@@ -58,6 +58,30 @@ class StepFailed(RequestError):
     kind = "server_error"
 
 
+class NotFinite(RequestError):
+    """The model's numbers for this request overflowed or were not numbers."""
+
+    status = 500
+    code = "not_finite"
+    kind = "server_error"
+
+
+class PreprocessingFailed(RequestError):
+    """The model's processor raised something that is not the sender's fault, as far as one can tell."""
+
+    status = 500
+    code = "preprocessing_failed"
+    kind = "server_error"
+
+
+class AnswerFailed(RequestError):
+    """A token could not be turned into text, or an answer not be handed over."""
+
+    status = 500
+    code = "answer_failed"
+    kind = "server_error"
+
+
 class DeadlineExceeded(RequestError):
     """A request was not finished within the time it was given."""
 

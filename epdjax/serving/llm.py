@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import itertools
+import logging
 import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,14 @@ from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.deployment import build
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.engine import Engine
-from epdjax.serving.errors import InvalidRequest, Overloaded, RequestError, ServiceUnavailable, TooLong
+from epdjax.serving.errors import (
+    InvalidRequest,
+    Overloaded,
+    PreprocessingFailed,
+    RequestError,
+    ServiceUnavailable,
+    TooLong,
+)
 from epdjax.serving.fanout import Answers
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.live import LiveRequest, Sink
@@ -26,6 +34,8 @@ from epdjax.serving.params import SamplingParams
 from epdjax.serving.programs import Progress
 from epdjax.serving.slots import check_held_back
 from epdjax.serving.token_bytes import TokenBytes
+
+log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, Any]]
 
@@ -86,6 +96,11 @@ class _Serving:
             prompt = self.processor.prompt(resolved)
         except ValueError as error:
             raise InvalidRequest(str(error), param="messages") from error
+        except Exception as error:
+            log.exception("the processor failed")
+            raise PreprocessingFailed(
+                "the model's processor failed on this request; the server's log has more"
+            ) from error
         return prompt, self._keys(prompt)
 
     def _keys(self, prompt: Prompt) -> ContentKeys:

@@ -72,6 +72,8 @@ class PagedAttend:
     def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL) -> jax.Array:
         b, t, heads, dim = k.shape
         kv_btch = jnp.stack([k, v], axis=3).reshape(b, t, 2 * heads, dim)
+        # A weight of zero times NaN is NaN: blocks must stay harmless to whoever gets them next, masked or not.
+        kv_btch = jnp.where(jnp.isfinite(kv_btch), kv_btch, 0)
         pool = self.pools[layer]
         pool = pool.at[self._block_bt, self._offset_bt].set(kv_btch.astype(pool.dtype))
         self.pools[layer] = pool

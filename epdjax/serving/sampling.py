@@ -10,6 +10,7 @@ from epdjax.serving.adjust import adjust, drop_unlikely
 from epdjax.serving.rows import LOGPROBS, Rows
 from epdjax.serving.slots import MASKED, Slots
 
+NO_TOKEN = -1  # sampled where a model's numbers are not finite
 TOP_LOGPROBS = 20  # as many as a request may ask for (OpenAI, vLLM)
 
 

@@ -104,6 +104,13 @@ class Scheduler:
         self._retire(request)
         return True
 
+    def distrust(self, request_id: str) -> None:
+        """What a request made of its media is not to be found by others."""
+        request = self.requests[request_id]
+        if request.p_name is not None:
+            for index in range(request.spec.units):
+                self.instances[request.p_name].pools["mm"].unpublish(request.spec.unit_key(index))
+
     def finished(self, work: Work, now: float, stopped: Collection[str] = ()) -> list[Finished]:
         """Work is done. `stopped` names requests whose token in this work ended their answer."""
         requests = self._land(work)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from epdjax.serving.paged import PagedAttend
 from epdjax.serving.rows import ROW_FIELDS, Rows
-from epdjax.serving.sampling import Sampled, sample
+from epdjax.serving.sampling import NO_TOKEN, Sampled, sample
 from epdjax.serving.slots import Slots, last_tokens, put_token
 
 Pools = tuple[jax.Array, ...]
@@ -97,8 +97,14 @@ def _run(
     last_b = jnp.maximum(rows.length - 1, 0)
     hidden_bd = jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]
     longest = tables_bp.shape[1] * pools[0].shape[1]
-    sampled = sample(model.logits(hidden_bd), rows, slots, longest)
-    return sampled, tuple(attend.pools), put_token(slots, rows.slot, rows.position, sampled.tokens)
+    logits_bv = model.logits(hidden_bd)
+    sampled = sample(logits_bv, rows, slots, longest)
+    slots = put_token(slots, rows.slot, rows.position, sampled.tokens)
+    # Where any number of a row's new tokens is not finite its request ends: pools keep finite numbers only.
+    padding_bt = jnp.arange(hidden_btd.shape[1]) >= rows.length[:, None]
+    sound_b = jnp.all(jnp.isfinite(hidden_btd).all(axis=-1) | padding_bt, axis=1) & jnp.isfinite(logits_bv.max(axis=-1))
+    tokens_b = jnp.where(sound_b, sampled.tokens, NO_TOKEN)
+    return dataclasses.replace(sampled, tokens=tokens_b), tuple(attend.pools), slots
 
 
 def prefill(
