@@ -72,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="decode steps that a prefill step may last where an instance does both (default: %(default)s)",
     )
+    add(
+        "--request-timeout",
+        type=float,
+        metavar="S",
+        help="give requests up that are not finished after so many seconds",
+    )
+    add("--slo", type=float, default=DEFAULTS["slo_s"], metavar="S", help="when first tokens are due (order deadline)")
     add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
     limits = ServingLimits()
@@ -99,6 +106,8 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
     return {
         **{name: getattr(arguments, name) for name in same.split()},
         "irp": not arguments.no_irp,
+        "request_timeout_s": arguments.request_timeout,
+        "slo_s": arguments.slo,
         "compile_cache": None if cache == "none" else cache,
         "limits": ServingLimits(
             max_images_per_request=arguments.max_images,

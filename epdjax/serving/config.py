@@ -30,6 +30,9 @@ class EngineConfig:
         max_media_bytes: host bytes of the media of all live requests.
         irp: share the units of a request among the E devices (intra-request parallel encoding).
         order, assignment: scheduling policies, one for all stages or ``encode=sjf,prefill=deadline``.
+        request_timeout_s: a request that is not finished after so many seconds ends in an error, whatever it asked for;
+            None: no limit.
+        slo_s: the first token of a request that says nothing else is due after so many seconds (order ``deadline``).
         decode_pace: decode steps that a prefill step may last on an instance that also decodes.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
         buckets: compiled shapes; None: `default_buckets`.
@@ -58,6 +61,8 @@ class EngineConfig:
     irp: bool = True
     order: str = "fcfs"
     assignment: str = "cache-aware"
+    request_timeout_s: float | None = None
+    slo_s: float = 10.0
     decode_pace: float = 4.0
     memory_share: float = 0.9
     buckets: Buckets | None = None
@@ -77,8 +82,10 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
-        if not self.decode_pace > 0:
-            raise ValueError(f"decode_pace must be greater than 0, not {self.decode_pace!r}")
+        for name in ("decode_pace", "slo_s", "request_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, not {value!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         per_stage(self.order, tuple(ORDERS), "order")

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,6 +95,9 @@ class LiveRequest:
         token_bytes: TokenBytes,
         sink: Sink,
         index: int = 0,
+        priority: int = 0,
+        timeout_s: float = math.inf,
+        slo_s: float = math.inf,
     ) -> "LiveRequest":
         """Lay out a processed prompt unit by unit.
 
@@ -102,6 +106,7 @@ class LiveRequest:
             unit_sizes: declared sizes of encode units.
             keys: of the prompt's contents.
             seed: int32.
+            priority, timeout_s, slo_s: see `RequestSpec`.
 
         Raises:
             TooLong: a unit is larger than any of them.
@@ -124,6 +129,9 @@ class LiveRequest:
             unit_starts=_starts(prompt),
             block_keys=keys.blocks,
             whole=() if prompt.sees is None else _whole_spans(prompt.sees),
+            priority=priority,
+            timeout_s=timeout_s,
+            slo_s=slo_s,
         )
         return cls(
             spec,

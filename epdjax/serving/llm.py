@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -30,7 +31,7 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.live import LiveRequest, Sink
 from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import RequestOutput
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import SamplingParams, Urgency
 from epdjax.serving.programs import Progress
 from epdjax.serving.slots import check_held_back
 from epdjax.serving.token_bytes import TokenBytes
@@ -38,6 +39,7 @@ from epdjax.serving.token_bytes import TokenBytes
 log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, Any]]
+URGENCY = Urgency()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,12 @@ class _Serving:
         return prompt, self._keys(prompt)
 
     def _request(
-        self, request_id: str | None, prepared: tuple[Prompt, ContentKeys], params: SamplingParams, sink: Sink
+        self,
+        request_id: str | None,
+        prepared: tuple[Prompt, ContentKeys],
+        params: SamplingParams,
+        sink: Sink,
+        urgency: Urgency = URGENCY,
     ) -> LiveRequest:
         """A request for the engine; where there are several answers it is the first, and the others are its
         followers."""
@@ -150,6 +157,9 @@ class _Serving:
                 token_bytes=self._token_bytes,
                 sink=sink if params.n == 1 else answers.take,
                 index=index,
+                priority=urgency.priority,
+                timeout_s=min(urgency.timeout_s or math.inf, self.config.request_timeout_s or math.inf),
+                slo_s=urgency.slo_s or self.config.slo_s,
             )
             for index, some_id in enumerate(ids)
         )
@@ -192,6 +202,7 @@ class LLM(_Serving):
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, served together.
 
@@ -199,6 +210,7 @@ class LLM(_Serving):
             messages: OpenAI-style; media parts are ``{"type": "image", "image": PIL.Image}``, ``image_url``,
                 ``video_url``, ``audio_url`` or ``input_audio``.
             params: for all, or one each.
+            urgency: of all of them.
 
         Returns:
             One output per conversation, in order.
@@ -209,19 +221,23 @@ class LLM(_Serving):
         conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         with concurrent.futures.ThreadPoolExecutor(self.config.preprocess_threads) as pool:
             prompts = list(pool.map(self._chat_prompt, conversations))  # type: ignore[arg-type]
-        return self._serve(prompts, params)
+        return self._serve(prompts, params, urgency)
 
     def generate(
         self,
         prompts: str | Sequence[str],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
     ) -> list[RequestOutput]:
         """Continue one prompt or several; no chat template is applied. See `chat`."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self._serve([self._text_prompt(text) for text in texts], params)
+        return self._serve([self._text_prompt(text) for text in texts], params, urgency)
 
     def _serve(
-        self, prompts: list[tuple[Prompt, ContentKeys]], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: list[tuple[Prompt, ContentKeys]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        urgency: Urgency,
     ) -> list[RequestOutput]:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
@@ -236,7 +252,7 @@ class LLM(_Serving):
             taken = min(some.n, permits)
             for _ in range(taken):
                 room.acquire()
-            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room, taken)))
+            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room, taken), urgency))
         return [future.result() for future in futures]
 
     def shutdown(self) -> None:
@@ -274,7 +290,12 @@ class AsyncLLM(_Serving):
         self._preparing = 0
 
     async def generate(
-        self, messages: Messages, params: SamplingParams, *, request_id: str | None = None
+        self,
+        messages: Messages,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        urgency: Urgency = URGENCY,
     ) -> AsyncIterator[RequestOutput]:
         """Snapshots of the answer to `messages`, the last one finished. A slow reader gets fewer, later ones.
 
@@ -290,7 +311,7 @@ class AsyncLLM(_Serving):
         def deliver(output: RequestOutput | RequestError) -> None:
             loop.call_soon_threadsafe(mailbox.put, output)
 
-        request = self._request(request_id, prompt, params, deliver)
+        request = self._request(request_id, prompt, params, deliver, urgency)
         finished, ids = False, [some.spec.request_id for some in (request, *request.followers)]
         self._engine.submit(request)
         del messages, prompt, request  # the pictures need not live as long as the answer takes

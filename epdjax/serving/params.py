@@ -1,4 +1,4 @@
-"""How a request wants its answer sampled. Validated where it enters, frozen afterwards."""
+"""How a request wants its answer sampled, and how soon. Validated where it enters, frozen afterwards."""
 
 import dataclasses
 import math
@@ -11,6 +11,8 @@ MAX_STOP_CHARS = 256
 MAX_BIASES = 300
 MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
+MAX_PRIORITY = 100
+MAX_SECONDS = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,32 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Urgency:
+    """How soon a request wants its answer.
+
+    Attributes:
+        priority: lower goes earlier, as in vLLM. One step is worth `policies.PRIORITY_S` seconds of waiting.
+        timeout_s: it ends in an error if it is not finished so many seconds after it came; None: the engine's limit.
+        slo_s: its first token is due after so many seconds, which the order ``deadline`` goes by; None: the engine's.
+
+    Raises:
+        InvalidRequest: a value out of range, named.
+    """
+
+    priority: int = 0
+    timeout_s: float | None = None
+    slo_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        for name in ("timeout_s", "slo_s"):
+            if (value := getattr(self, name)) is not None:
+                _real(name, value, 0.0, MAX_SECONDS)
+                if value == 0:
+                    raise InvalidRequest(f"{name} must be greater than 0", param=name)
 
 
 def _whole(name: str, value: object, low: int, high: int, param: str | None = None) -> None:

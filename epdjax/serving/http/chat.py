@@ -27,7 +27,7 @@ from epdjax.serving.http.service import Service
 from epdjax.serving.http.validation import validate_messages
 from epdjax.serving.http.wire import ClientGone, Incoming, linger, read_body, until_gone
 from epdjax.serving.outputs import RequestOutput
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import SamplingParams, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,11 @@ class ChatExchange(Response):
     async def _answer(
         self, body: bytes, parsed: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        request, messages, params = await self._prepare(body)
+        request, messages, params, urgency = await self._prepare(body)
         del body
         parsed()
         model = self._service.llm.model_name
-        async with aclosing(self._outputs(messages, params)) as outputs:
+        async with aclosing(self._outputs(messages, params, urgency)) as outputs:
             del messages
             if request.stream:
                 options = request.stream_options or protocol.StreamOptions()
@@ -95,7 +95,7 @@ class ChatExchange(Response):
         content = answers.completion(self._id, model, self._created, answer)
         await JSONResponse(content)(scope, receive, send)
 
-    async def _prepare(self, body: bytes) -> tuple[protocol.ChatRequest, list[dict[str, Any]], SamplingParams]:
+    async def _prepare(self, body: bytes) -> tuple[protocol.ChatRequest, list[dict[str, Any]], SamplingParams, Urgency]:
         """Everything that can be wrong with a request, in the order of what it costs to find out."""
         llm, pool = self._service.llm, self._service.pool
         if len(body) <= PARSE_INLINE_BYTES:
@@ -106,17 +106,17 @@ class ChatExchange(Response):
             raise ModelNotFound(
                 f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model"
             )
-        params = request.sampling_params()
+        params, urgency = request.sampling_params(), request.urgency()
         messages, pictures = validate_messages(request.messages)
         request.messages = []
         if pictures:
             messages = await pool.run(llm.resolve_media, messages)
-        return request, messages, params
+        return request, messages, params, urgency
 
     async def _outputs(
-        self, messages: list[dict[str, Any]], params: SamplingParams
+        self, messages: list[dict[str, Any]], params: SamplingParams, urgency: Urgency
     ) -> AsyncGenerator[RequestOutput, None]:
-        outputs = self._service.llm.generate(messages, params, request_id=self._id)
+        outputs = self._service.llm.generate(messages, params, request_id=self._id, urgency=urgency)
         del messages
         try:
             async for output in outputs:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.outputs import RequestOutput
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import SamplingParams, Urgency
 
 
 class EngineHealth(Protocol):
@@ -35,7 +35,12 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, messages: list[dict[str, Any]], params: SamplingParams, *, request_id: str | None = None
+        self,
+        messages: list[dict[str, Any]],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        urgency: Urgency,
     ) -> AsyncIterator[RequestOutput]:
         """Snapshots of one answer. Closing the iterator aborts the request and frees what it holds."""
         ...

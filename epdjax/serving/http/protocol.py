@@ -11,7 +11,7 @@ import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epdjax.serving.errors import InvalidRequest
-from epdjax.serving.params import MAX_LOGPROBS, SamplingParams
+from epdjax.serving.params import MAX_LOGPROBS, SamplingParams, Urgency
 
 MAX_LISTED = 200
 
@@ -60,7 +60,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "documents": ([],),
     "mm_processor_kwargs": ({},),
-    "priority": (0,),
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
@@ -125,6 +124,13 @@ class ChatRequest(BaseModel):
     n: int | None = Field(default=None, description="Answers to give.")
     logprobs: bool | None = Field(default=None, description="Give the log-probability of each token of the answer.")
     top_logprobs: int | None = Field(default=None, description="And those of so many likeliest tokens in its place.")
+    priority: int | None = Field(default=None, description="Lower goes earlier (vLLM). Absent: 0.")
+    timeout_s: float | None = Field(
+        default=None, description="Give the request up if it is not finished after so many seconds."
+    )
+    slo_s: float | None = Field(
+        default=None, description="When its first token is due, seconds; what the order `deadline` goes by."
+    )
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = None
 
@@ -157,6 +163,14 @@ class ChatRequest(BaseModel):
             "logprobs": self._logprobs(),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    def urgency(self) -> Urgency:
+        """How soon the answer is wanted.
+
+        Raises:
+            InvalidRequest: a value out of range.
+        """
+        return Urgency(self.priority or 0, self.timeout_s, self.slo_s)
 
     def _logprobs(self) -> int | None:
         top = self.top_logprobs or 0

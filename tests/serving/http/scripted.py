@@ -14,7 +14,7 @@ from epdjax.serving.errors import Overloaded, ServiceUnavailable, StepFailed
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import SamplingParams, Urgency
 
 
 @dataclasses.dataclass
@@ -50,7 +50,12 @@ class ScriptedEngine:
         return resolve_messages(messages, self.limits)
 
     async def generate(
-        self, messages: list[dict[str, Any]], params: SamplingParams, *, request_id: str | None = None
+        self,
+        messages: list[dict[str, Any]],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        urgency: Urgency,
     ) -> AsyncIterator[RequestOutput]:
         assert request_id is not None
         self.seen.append((messages, params))

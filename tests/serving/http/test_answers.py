@@ -20,7 +20,11 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 def create(client: openai.OpenAI, **fields: Any) -> Any:
     """An answer of the tiny model; what OpenAI does not know goes into the body as vLLM's users do it."""
-    own = {name: fields.pop(name) for name in list(fields) if name in ("ignore_eos", "min_tokens", "min_p", "top_k")}
+    own = {
+        name: fields.pop(name)
+        for name in list(fields)
+        if name in ("ignore_eos", "min_tokens", "min_p", "top_k", "timeout_s", "priority")
+    }
     given = {"model": "tiny", "messages": MESSAGES, "max_tokens": 30, "temperature": 1.5, "seed": 4, **fields}
     return client.chat.completions.create(**given, extra_body={"ignore_eos": True, **own})
 
@@ -130,3 +134,11 @@ def test_bad_values_name_their_field(client: openai.OpenAI, fields: dict[str, An
     with pytest.raises(openai.BadRequestError) as error:
         create(client, stream=stream, **fields)
     assert error.value.status_code == 400 and error.value.param == param
+
+
+def test_a_time_limit(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as error:
+        create(client, max_tokens=100, timeout_s=1e-6)
+    assert error.value.status_code == 504
+    assert "time limit" in str(error.value)
+    assert create(client, max_tokens=3, timeout_s=60.0, priority=-1).choices[0].finish_reason == "length"

@@ -9,7 +9,7 @@ from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.http.errors import MAX_MESSAGE, request_error_body
 from epdjax.serving.http.protocol import NEUTRAL, parse_chat_request
 from epdjax.serving.http.validation import validate_messages
-from epdjax.serving.params import SamplingParams
+from epdjax.serving.params import SamplingParams, Urgency
 
 USER = {"role": "user", "content": "hi"}
 
@@ -84,6 +84,20 @@ def test_every_sampling_field_arrives() -> None:
     assert parse(max_tokens=4, max_completion_tokens=4).sampling_params().max_tokens == 4
 
 
+def test_urgency_arrives() -> None:
+    assert parse().urgency() == Urgency()
+    assert parse(priority=-3, timeout_s=2.5, slo_s=1).urgency() == Urgency(-3, 2.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("priority", 101), ("timeout_s", 0), ("timeout_s", -1), ("slo_s", 0), ("slo_s", 1e9)]
+)
+def test_urgency_out_of_range(field: str, value: float) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse(**{field: value}).urgency()
+    assert error.value.param == field
+
+
 def test_harmless_and_neutral_fields_pass() -> None:
     assert parse(user="u", metadata={"a": "b"}, store=False, service_tier="auto") == parse()
     assert parse(**{name: values[0] for name, values in NEUTRAL.items() if values}) == parse()
@@ -101,7 +115,6 @@ def test_harmless_and_neutral_fields_pass() -> None:
         ("echo", True),
         ("guided_json", {}),
         ("chat_template", "x"),
-        ("priority", 1),
         ("modalities", ["audio"]),
         ("audio", {}),
         ("reasoning_effort", "high"),
