@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from epdjax.serving.attention.rules import NAMES as ATTENTION
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
@@ -28,6 +29,8 @@ class EngineConfig:
         max_units: encode units per device and step.
         max_requests, max_queued_units, max_queued_bytes: bounds of the queues.
         irp: share the units of a request among the E devices (intra-request parallel encoding).
+        attention: kernel that stages attend with where it can be used, see `epdjax.serving.attention.rules`; ``auto``:
+            the best for each.
         order, assignment: scheduling policies.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
         buckets: compiled shapes; None: `default_buckets`.
@@ -54,6 +57,7 @@ class EngineConfig:
     max_queued_units: int = 8192
     max_queued_bytes: int = 4 << 30
     irp: bool = True
+    attention: str = "auto"
     order: str = "fcfs"
     assignment: str = "least-loaded"
     memory_share: float = 0.9
@@ -74,6 +78,7 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
-        for name, known in (("dtype", DTYPES), ("order", tuple(ORDERS)), ("assignment", tuple(ASSIGNMENTS))):
+        options = {"dtype": DTYPES, "order": ORDERS, "assignment": ASSIGNMENTS, "attention": ATTENTION}
+        for name, known in options.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from epdjax.serving.paged import PagedAttend
+from epdjax.models.attention import UnitAttend
+from epdjax.serving.paged import PagedAttend, PagesAttend, Rows
 from epdjax.serving.sampling import sample
 
 ROW_FIELDS = 6  # start, length, slot, top_k, seed, rope delta; then the block table
@@ -73,9 +74,11 @@ def prompt_arrays(model: Any, rows: int, tokens: int) -> dict[str, tuple[tuple[i
     return arrays
 
 
-def encode(split: Split, leaves: tuple[jax.Array, ...], inputs: Mapping[str, jax.Array]) -> jax.Array:
+def encode(
+    split: Split, attend: UnitAttend, leaves: tuple[jax.Array, ...], inputs: Mapping[str, jax.Array]
+) -> jax.Array:
     """Encode units of one bucket, every input with a leading unit axis, to MM tokens ``[units, tokens, mm_width]``."""
-    return split.join(leaves)(inputs)
+    return split.join(leaves)(inputs, attend)
 
 
 def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: jax.Array) -> jax.Array:
@@ -86,6 +89,7 @@ def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: j
 
 def _run(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     last_tokens: jax.Array,
@@ -99,8 +103,9 @@ def _run(
 ) -> tuple[jax.Array, Pools, jax.Array]:
     model = split.join(leaves)
     start_b, length_b, slot_b, top_k_b, seed_b, delta_b = (ints[:, i] for i in range(ROW_FIELDS))
-    attend = PagedAttend(pools, ints[:, ROW_FIELDS:], start_b, length_b, x_btd.shape[1], sees_bt)
-    positions = attend.positions_bt
+    rows = Rows(ints[:, ROW_FIELDS:], start_b, length_b, x_btd.shape[1], pools[0].shape[1], sees_bt)
+    attend = PagedAttend(pools, rows, attend_pages)
+    positions = rows.positions_bt
     if model.config.rope.sections:
         ahead = (positions + delta_b[:, None])[..., None]
         positions = jnp.broadcast_to(ahead, (*ahead.shape[:2], 3)) if rope_bt3 is None else rope_bt3
@@ -113,6 +118,7 @@ def _run(
 
 def prefill(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     last_tokens: jax.Array,
@@ -148,6 +154,7 @@ def prefill(
         levels = jnp.where(is_mm, mm_btw[..., d:], 0).reshape(*is_mm.shape[:2], -1, d)
     return _run(
         split,
+        attend_pages,
         leaves,
         pools,
         last_tokens,
@@ -162,6 +169,7 @@ def prefill(
 
 def decode(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     last_tokens: jax.Array,
@@ -170,7 +178,7 @@ def decode(
 ) -> tuple[jax.Array, Pools, jax.Array]:
     """One step for every sequence: run the token in its slot, sample the next one into it. Pools and slots donated."""
     x_btd = split.join(leaves).embed(last_tokens[ints[:, 2]])[:, None]
-    return _run(split, leaves, pools, last_tokens, x_btd, ints, floats)
+    return _run(split, attend_pages, leaves, pools, last_tokens, x_btd, ints, floats)
 
 
 def gather_kv(

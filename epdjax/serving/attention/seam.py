@@ -1,0 +1,148 @@
+"""The one place where an instance gets its attention: a kernel per role, chosen when the instance is built."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from epdjax.mesh.sharding import Submesh
+from epdjax.models.attention import AttentionKind, UnitAttend, blocked_attention
+from epdjax.serving.attention.rules import REFERENCE, STAGES, Choice, Need, choose
+from epdjax.serving.paged import PagesAttend, Rows, attend_to_gathered
+
+log = logging.getLogger(__name__)
+
+EVERYWHERE = PartitionSpec()
+HEADS = PartitionSpec(None, None, "tensor")  # of queries, and of pools
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """How an instance attends.
+
+    Attributes:
+        choices: role -> the kernel it uses.
+        units: what its encoder calls.
+        pages: role (``P``, ``D``) -> what the decoder calls for the pages of its rows.
+    """
+
+    choices: dict[str, Choice]
+    units: UnitAttend
+    pages: dict[str, PagesAttend]
+
+    @classmethod
+    def of(cls, wanted: str, roles: str, submesh: Submesh, model: Any, dtype: Any) -> "Attention":
+        """Choose.
+
+        Args:
+            wanted: see `EngineConfig.attention`.
+            model: the model's config.
+            dtype: of weights and pools.
+        """
+        needs = {role: need(STAGES[role], submesh, model, dtype) for role in roles}
+        choices = {role: choose(needs[role], wanted) for role in roles}
+        return cls(
+            choices,
+            unit_attend(choices["E"].kernel if "E" in choices else REFERENCE, submesh.mesh),
+            {role: pages_attend(choice.kernel, submesh.mesh) for role, choice in choices.items() if role != "E"},
+        )
+
+    def tell(self, instance: str) -> None:
+        """Log what was chosen, and why not something faster."""
+        for role, choice in self.choices.items():
+            because = f" ({'; '.join(choice.refusals)})" if choice.refusals else ""
+            level = logging.WARNING if choice.kernel == REFERENCE and choice.refusals else logging.INFO
+            log.log(level, "%s attends in %s with %s%s", instance, STAGES[role], choice.kernel, because)
+
+
+def need(stage: str, submesh: Submesh, model: Any, dtype: Any) -> Need:
+    """What a stage of a model asks of a kernel on these devices."""
+    device, text = submesh.devices[0], model.text
+    platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
+    encode = stage == "encode"
+    return Need(
+        stage,
+        platform,
+        capability(device),
+        jax.numpy.dtype(dtype).name,
+        model.encoder_head_dims if encode else (text.head_dim,),
+        kv_heads=1 if encode else text.num_kv_heads // submesh.mesh.shape["tensor"],
+        softcap=not encode and text.attn_softcap is not None,
+        bidirectional=stage == "prefill" and model.mm_bidirectional,
+    )
+
+
+def capability(device: jax.Device) -> float:
+    """Compute capability of an NVIDIA GPU; 0 for anything else.
+
+    A GPU that is not there (`epdjax.mesh.targets`) counts as 8.0 at most: whether cuDNN takes wide heads, JAX asks of
+    the GPU that the process itself has.
+    """
+    try:
+        version = float(getattr(device, "compute_capability", 0.0))
+    except ValueError:  # an AMD GPU says gfx942
+        return 0.0
+    return version if attached(device) else min(version, 8.0)
+
+
+def attached(device: jax.Device) -> bool:
+    """Whether the device is the process's own, and not just a target to compile for."""
+    return jax.default_backend() == device.platform
+
+
+def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
+    """A kernel for encoders, each device attending to the units it has."""
+    if kernel == REFERENCE:
+        return blocked_attention
+    from epdjax.serving.attention.cudnn import attend_to_unit
+
+    units = PartitionSpec(mesh.axis_names)
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False
+    ) -> jax.Array:
+        here = functools.partial(attend_to_unit, scattered=scattered)
+        arrays = (q, k, v) if valid is None else (q, k, v, valid)
+        return jax.shard_map(here, mesh=mesh, in_specs=units, out_specs=units, check_vma=False)(*arrays)
+
+    return attend
+
+
+def pages_attend(kernel: str, mesh: Mesh) -> PagesAttend:
+    """A kernel for prefill and decode, each device attending with the heads it has."""
+    if kernel == REFERENCE:
+        return attend_to_gathered
+    reads, attend_here = _kernel(kernel, mesh)
+
+    def attend(q_btnh: jax.Array, pool: jax.Array, rows: Rows, kind: AttentionKind) -> jax.Array:
+        arrays = reads(rows, kind)
+        return jax.shard_map(
+            functools.partial(attend_here, kind=kind),
+            mesh=mesh,
+            in_specs=(HEADS, HEADS, *(EVERYWHERE for _ in arrays)),
+            out_specs=HEADS,
+            check_vma=False,
+        )(q_btnh, pool, *arrays)
+
+    return attend
+
+
+def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
+    """What a kernel reads of the rows, and how it attends to the pages of a device. Imported where it is used: Pallas
+    takes its time, and its backends come and go with versions of JAX."""
+    if kernel == "cudnn":
+        from epdjax.serving.attention import cudnn
+
+        return cudnn.reads, cudnn.attend
+    if kernel == "pallas":
+        from epdjax.serving.attention import pallas_gpu
+
+        return pallas_gpu.reads, pallas_gpu.attend
+    from epdjax.serving.attention import ragged_tpu
+
+    tuned = attached(mesh.devices.flat[0])
+    return ragged_tpu.reads, functools.partial(ragged_tpu.attend, tuned=tuned)
