@@ -34,10 +34,12 @@ def attend(
     last_bt: jax.Array,
     *,
     kind: AttentionKind,
+    interpret: bool = False,
 ) -> jax.Array:
     """`reads` in, ``o_btnh`` out; `epdjax.serving.paged.PagesAttend` says the rest."""
     scale = q_btnh.shape[-1] ** -0.5 if kind.scale is None else kind.scale
-    return paged_attention(q_btnh, pool, tables_bp, first_bt, last_bt, scale=scale, softcap=kind.softcap)
+    arrays = (q_btnh, pool, tables_bp, first_bt, last_bt)
+    return paged_attention(*arrays, scale=scale, softcap=kind.softcap, interpret=interpret)
 
 
 def _kernel(

@@ -50,6 +50,7 @@ class Rule:
         capability: the least that will do.
         dtypes, head_dims, kv_heads: those it takes; an empty set: any.
         softcap, bidirectional: whether it can do that.
+        asked: whether it is used only where it is asked for by name.
     """
 
     kernel: str
@@ -61,6 +62,7 @@ class Rule:
     kv_heads: frozenset[int] = ANY
     softcap: bool = True
     bidirectional: bool = True
+    asked: bool = False
 
     def refuses(self, need: Need) -> str | None:
         """Why the kernel cannot do it, in words; None where it can."""
@@ -86,6 +88,8 @@ RULES = (
     Rule("cudnn", "gpu", frozenset({"encode", "prefill"}), 8.0, head_dims=EIGHTS, softcap=False),
     Rule("cudnn", "gpu", frozenset({"encode", "prefill"}), 9.0, head_dims=WIDE_EIGHTS, softcap=False),
     Rule("pallas", "gpu", frozenset({"prefill", "decode"}), 8.0, head_dims=POWERS),
+    # Run by Pallas' interpreter: to look into the kernel where there is no GPU, and to test it.
+    Rule("pallas", "cpu", frozenset({"prefill", "decode"}), dtypes=HALF | {"float32"}, asked=True),
     Rule(
         "ragged",
         "tpu",
@@ -120,19 +124,18 @@ def choose(need: Need, wanted: str = "auto") -> Choice:
     """
     if wanted == REFERENCE:
         return Choice(REFERENCE)
-    refusals: list[str] = []
-    for rule in RULES:
-        if wanted not in ("auto", rule.kernel):
-            continue
-        if rule.platform != need.platform or need.stage not in rule.stages:
-            if wanted != "auto":
-                refusals.append(f"{rule.kernel} is for {' and '.join(sorted(rule.stages))} on {rule.platform}")
-            continue
+    named = [rule for rule in RULES if wanted == rule.kernel or (wanted == "auto" and not rule.asked)]
+    fitting = [rule for rule in named if rule.platform == need.platform and need.stage in rule.stages]
+    refusals: dict[str, str] = {}  # by kernel; of several rules for one, the last says most
+    for rule in fitting:
         reason = rule.refuses(need)
         if reason is None:
-            return Choice(rule.kernel, tuple(dict.fromkeys(refusals)))
-        refusals.append(f"{rule.kernel} {reason}")
-    return Choice(REFERENCE, tuple(dict.fromkeys(refusals)))
+            refusals.pop(rule.kernel, None)
+            return Choice(rule.kernel, tuple(refusals.values()))
+        refusals[rule.kernel] = f"{rule.kernel} {reason}"
+    if wanted != "auto" and not fitting:
+        refusals[wanted] = f"{wanted} does not {need.stage} on {need.platform}"
+    return Choice(REFERENCE, tuple(refusals.values()))
 
 
 def _listed(values: object) -> str:

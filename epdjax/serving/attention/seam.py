@@ -141,7 +141,8 @@ def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...
     if kernel == "pallas":
         from epdjax.serving.attention import pallas_gpu
 
-        return pallas_gpu.reads, pallas_gpu.attend
+        interpret = mesh.devices.flat[0].platform == "cpu"
+        return pallas_gpu.reads, functools.partial(pallas_gpu.attend, interpret=interpret)
     from epdjax.serving.attention import ragged_tpu
 
     tuned = attached(mesh.devices.flat[0])
