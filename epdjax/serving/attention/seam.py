@@ -62,11 +62,10 @@ class Attention:
 def need(stage: str, submesh: Submesh, model: Any, dtype: Any) -> Need:
     """What a stage of a model asks of a kernel on these devices."""
     device, text = submesh.devices[0], model.text
-    platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     encode = stage == "encode"
     return Need(
         stage,
-        platform,
+        platform_of(device),
         capability(device),
         jax.numpy.dtype(dtype).name,
         model.encoder_head_dims if encode else (text.head_dim,),
@@ -74,6 +73,11 @@ def need(stage: str, submesh: Submesh, model: Any, dtype: Any) -> Need:
         softcap=not encode and text.attn_softcap is not None,
         bidirectional=stage == "prefill" and model.mm_bidirectional,
     )
+
+
+def platform_of(device: jax.Device) -> str:
+    """``cpu``, ``gpu`` or ``tpu``."""
+    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
 
 
 def capability(device: jax.Device) -> float:

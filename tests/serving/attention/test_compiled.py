@@ -63,7 +63,7 @@ def test_encode_on_a_gpu(tensor: int) -> None:
     one = instance("h100-80g", "E", tensor=tensor)
     assert one.attention.choices["E"].kernel == "cudnn"
     hlo, temporaries = compiled(one, "encode")
-    assert calls(hlo, "__cudnn$fmha") == LAYERS
+    assert calls(hlo, "__cudnn$fmha") == one.model.vision.num_layers
     assert temporaries < UNITS * HEADS * PATCHES**2 * 2  # one layer's scores, in bfloat16
     assert "all-gather" not in hlo
 
@@ -111,16 +111,15 @@ def test_triton_really_compiles() -> None:
         lower(2048).compile()
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize(("chip", "tensor"), [("v5e", 1), ("v6e", 2)])
 @pytest.mark.parametrize(("roles", "step"), [("P", "prefill"), ("D", "decode")])
-def test_pages_on_a_tpu(chip: str, roles: str, step: str) -> None:
-    """JAX's ragged kernel, and the pools stay where they are: as a whole they are twice a step's temporaries or more."""
+def test_pages_on_a_tpu(chip: str, tensor: int, roles: str, step: str) -> None:
+    """JAX's ragged kernel, and no pool is copied: the temporaries are smaller than that of one layer."""
     pytest.importorskip("libtpu", reason="compiling for a TPU takes libtpu, which comes with the tpu extra")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     pool = (KV_BLOCKS + 1) * 16 * 2 * KV_HEADS * 128 * 2
-    for tensor in (1, 2):
-        one = instance(chip, roles, head_dim=128, tensor=tensor)
-        assert one.attention.choices[roles].kernel == "ragged"
-        hlo, temporaries = compiled(one, step)
-        assert calls(hlo, "ragged_paged_attention") == LAYERS
-        assert temporaries < pool // tensor
+    one = instance(chip, roles, head_dim=128, tensor=tensor)
+    assert one.attention.choices[roles].kernel == "ragged"
+    hlo, temporaries = compiled(one, step)
+    assert calls(hlo, "ragged_paged_attention") == LAYERS
+    assert temporaries < pool // tensor
