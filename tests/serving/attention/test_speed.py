@@ -38,22 +38,8 @@ def test_kernels_of_a_cpu() -> None:
 
 
 def test_a_wrong_kernel_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [
-        "--rows",
-        "2",
-        "--context",
-        "40",
-        "--heads",
-        "4",
-        "--kv-heads",
-        "2",
-        "--head-dim",
-        "16",
-        "--repeats",
-        "1",
-        "--kernels",
-        "pallas",
-    ]
+    dims = {"rows": 2, "context": 40, "heads": 4, "kv-heads": 2, "head-dim": 16, "repeats": 1, "kernels": "pallas"}
+    sizes = [word for name, value in dims.items() for word in (f"--{name}", str(value))]
     assert main(["bench-attention", "decode", *sizes]) == 0
     table = [line.split("|") for line in capsys.readouterr().out.splitlines()[3:]]
     assert [(row[2].strip(), row[-2].strip()) for row in table] == [("reference", "yes"), ("pallas", "yes")]
