@@ -43,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from epdjax.mesh.targets import peak_gbytes, peak_tflops
     from epdjax.models.attention import AttentionKind
+    from epdjax.serving.attention.check import TOLERANCE, Case
     from epdjax.serving.attention.rules import NAMES
-    from epdjax.serving.attention.speed import TOLERANCE, Case, kernels_for, measure
+    from epdjax.serving.attention.speed import kernels_for, measure
 
     if unknown := [stage for stage in arguments.stages if stage not in SHAPES]:
         print(f"no stage {', '.join(unknown)}; known: {', '.join(SHAPES)}", file=sys.stderr)

@@ -70,7 +70,7 @@ class Instance:
         self.name, self.roles, self.submesh = place.name, place.roles, place.submesh
         self.spec, self.model, self.parts, self.buckets = spec, model, parts, buckets
         self.dtype, self.block_size, self.mm_block_size = dtype, block_size, mm_block_size
-        self.attention = Attention.of(attention, place.roles, place.submesh, model, dtype)
+        self.attention = Attention.of(attention, place.roles, place.submesh, model, dtype, block_size)
         self.programs: dict[tuple, Any] = {}
         self.pools: tuple[jax.Array, ...] = ()
         self.staged: dict[int, Staged] = {}

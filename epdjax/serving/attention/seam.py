@@ -1,23 +1,26 @@
-"""The one place where an instance gets its attention: a kernel per role, chosen when the instance is built."""
+"""The one place where an instance gets its attention: a kernel per role, chosen when the instance is built.
+
+The rules say what a kernel can do. On a device that is there, a chosen kernel is also tried: one that raises, or does
+not agree with the reference, is not used.
+"""
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+import jax.numpy as jnp
 
 from epdjax.mesh.sharding import Submesh
-from epdjax.models.attention import AttentionKind, UnitAttend, blocked_attention
+from epdjax.models.attention import AttentionKind, UnitAttend
+from epdjax.models.text_config import TextConfig
+from epdjax.serving.attention.binding import attached, capability, pages_attend, platform_of, unit_attend
+from epdjax.serving.attention.check import Case, check
 from epdjax.serving.attention.rules import REFERENCE, STAGES, Choice, Need, choose
-from epdjax.serving.paged import PagesAttend, Rows, attend_to_gathered
+from epdjax.serving.paged import PagesAttend
 
 log = logging.getLogger(__name__)
-
-EVERYWHERE = PartitionSpec()
-HEADS = PartitionSpec(None, None, "tensor")  # of queries, and of pools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +38,22 @@ class Attention:
     pages: dict[str, PagesAttend]
 
     @classmethod
-    def of(cls, wanted: str, roles: str, submesh: Submesh, model: Any, dtype: Any) -> "Attention":
+    def of(cls, wanted: str, roles: str, submesh: Submesh, model: Any, dtype: Any, block_size: int) -> "Attention":
         """Choose.
 
         Args:
             wanted: see `EngineConfig.attention`.
             model: the model's config.
             dtype: of weights and pools.
+            block_size: tokens of a page.
         """
-        needs = {role: need(STAGES[role], submesh, model, dtype) for role in roles}
-        choices = {role: choose(needs[role], wanted) for role in roles}
+        choices = {}
+        for role in roles:
+            needed = need(STAGES[role], submesh, model, dtype)
+            choice = choose(needed, wanted)
+            if choice.kernel != REFERENCE and attached(submesh.devices[0]):
+                choice = tried(choice, *trials(needed, model.text, block_size), dtype=needed.dtype)
+            choices[role] = choice
         return cls(
             choices,
             unit_attend(choices["E"].kernel if "E" in choices else REFERENCE, submesh.mesh),
@@ -67,7 +76,7 @@ def need(stage: str, submesh: Submesh, model: Any, dtype: Any) -> Need:
         stage,
         platform_of(device),
         capability(device),
-        jax.numpy.dtype(dtype).name,
+        jnp.dtype(dtype).name,
         model.encoder_head_dims if encode else (text.head_dim,),
         kv_heads=1 if encode else text.num_kv_heads // submesh.mesh.shape["tensor"],
         softcap=not encode and text.attn_softcap is not None,
@@ -75,79 +84,29 @@ def need(stage: str, submesh: Submesh, model: Any, dtype: Any) -> Need:
     )
 
 
-def platform_of(device: jax.Device) -> str:
-    """``cpu``, ``gpu`` or ``tpu``."""
-    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
+def trials(need: Need, text: TextConfig, block_size: int) -> list[Case]:
+    """Small attentions that show whether a kernel does what is needed: each width of heads, each kind of layer."""
+    if need.stage == "encode":
+        return [Case("encode", 2, 150, context, 2, 2, dim) for dim in need.head_dims for context in (150, 100)]
+    heads = need.kv_heads * (text.num_heads // text.num_kv_heads)
+    tokens = 1 if need.stage == "decode" else 40
+    windows = dict.fromkeys(window and min(window, 100) for window in text.windows or (None,))
+    kinds = [AttentionKind(window, text.query_scale, text.attn_softcap) for window in windows]
+    return [Case(need.stage, 2, tokens, 300, heads, need.kv_heads, text.head_dim, block_size, kind) for kind in kinds]
 
 
-def capability(device: jax.Device) -> float:
-    """Compute capability of an NVIDIA GPU; 0 for anything else.
-
-    A GPU that is not there (`epdjax.mesh.targets`) counts as 8.0 at most: whether cuDNN takes wide heads, JAX asks of
-    the GPU that the process itself has.
-    """
-    try:
-        version = float(getattr(device, "compute_capability", 0.0))
-    except ValueError:  # an AMD GPU says gfx942
-        return 0.0
-    return version if attached(device) else min(version, 8.0)
-
-
-def attached(device: jax.Device) -> bool:
-    """Whether the device is the process's own, and not just a target to compile for."""
-    return jax.default_backend() == device.platform
-
-
-def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
-    """A kernel for encoders, each device attending to the units it has."""
-    if kernel == REFERENCE:
-        return blocked_attention
-    from epdjax.serving.attention.cudnn import attend_to_unit
-
-    units = PartitionSpec(mesh.axis_names)
-
-    def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False
-    ) -> jax.Array:
-        here = functools.partial(attend_to_unit, scattered=scattered)
-        arrays = (q, k, v) if valid is None else (q, k, v, valid)
-        return jax.shard_map(here, mesh=mesh, in_specs=units, out_specs=units, check_vma=False)(*arrays)
-
-    return attend
-
-
-def pages_attend(kernel: str, mesh: Mesh) -> PagesAttend:
-    """A kernel for prefill and decode, each device attending with the heads it has."""
-    if kernel == REFERENCE:
-        return attend_to_gathered
-    reads, attend_here = _kernel(kernel, mesh)
-
-    def attend(q_btnh: jax.Array, pool: jax.Array, rows: Rows, kind: AttentionKind) -> jax.Array:
-        arrays = reads(rows, kind)
-        return jax.shard_map(
-            functools.partial(attend_here, kind=kind),
-            mesh=mesh,
-            in_specs=(HEADS, HEADS, *(EVERYWHERE for _ in arrays)),
-            out_specs=HEADS,
-            check_vma=False,
-        )(q_btnh, pool, *arrays)
-
-    return attend
-
-
-def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
-    """What a kernel reads of the rows, and how it attends to the pages of a device. Imported where it is used: Pallas
-    takes its time, and its backends come and go with versions of JAX."""
-    if kernel == "cudnn":
-        from epdjax.serving.attention import cudnn
-
-        return cudnn.reads, cudnn.attend
-    if kernel == "pallas":
-        from epdjax.serving.attention import pallas_gpu
-
-        interpret = mesh.devices.flat[0].platform == "cpu"
-        return pallas_gpu.reads, functools.partial(pallas_gpu.attend, interpret=interpret)
-    from epdjax.serving.attention import ragged_tpu
-
-    tuned = attached(mesh.devices.flat[0])
-    return ragged_tpu.reads, functools.partial(ragged_tpu.attend, tuned=tuned)
+@functools.lru_cache(maxsize=64)  # instances alike are tried once
+def tried(choice: Choice, *cases: Case, dtype: str) -> Choice:
+    """The choice if its kernel agrees with the reference in all of `cases`, on the first device; else the reference."""
+    problem = None
+    for case in cases:
+        try:
+            checked = check(case, choice.kernel, jax.devices()[0], dtype)
+        except Exception as error:  # whatever a compiler or a driver may say: there is a reference to go on with
+            first_line = (str(error) or repr(error)).splitlines()[0]
+            problem = f"{choice.kernel} fails on this device: {first_line}"
+            break
+        if not checked.right:
+            problem = f"{choice.kernel} differs from the reference by {checked.error:.1e} on this device"
+            break
+    return choice if problem is None else Choice(REFERENCE, (*choice.refusals, problem))

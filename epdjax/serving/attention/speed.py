@@ -1,87 +1,16 @@
-"""How fast a kernel is on this device and how far from the reference: one attention, as a layer calls it."""
+"""How fast a kernel is on this device, and how far from the reference."""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from epdjax.mesh.sharding import Submesh
-from epdjax.models.attention import FULL, AttentionKind
-from epdjax.serving.attention.rules import REFERENCE, RULES, Need, choose
-from epdjax.serving.attention.seam import capability, pages_attend, platform_of, unit_attend
-from epdjax.serving.paged import Rows
+from epdjax.serving.attention.check import Case, check
+from epdjax.serving.attention.rules import REFERENCE, RULES, choose
 
 BATCH = 10  # calls dispatched before waiting, so that a call's dispatch hides behind the one before
-# Largest difference from the reference in float32 that rounding explains, as a share of the largest value.
-TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What to attend.
-
-    Attributes:
-        stage: ``encode``, ``prefill`` or ``decode``.
-        rows: units, or sequences.
-        tokens: queries in a row: patches of a unit, tokens of a chunk, one in decode.
-        context: keys in a row, the queries' own included; of a unit, that many are no padding.
-        heads, kv_heads, head_dim: of queries, and of keys and values.
-        block_size: tokens of a page.
-    """
-
-    stage: str
-    rows: int
-    tokens: int
-    context: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    block_size: int = 16
-    kind: AttentionKind = FULL
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ValueError: sizes that do not go together.
-        """
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads are no multiple of {self.kv_heads} KV heads")
-        if self.stage == "decode" and self.tokens != 1:
-            raise ValueError(f"decode runs one token of each row, not {self.tokens}")
-        if self.stage == "encode" and self.context > self.tokens:
-            raise ValueError(f"a unit of {self.tokens} patches has no {self.context} that are no padding")
-        if self.stage != "encode" and self.context < self.tokens:
-            raise ValueError(f"a context of {self.context} does not hold the {self.tokens} tokens being run")
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of a query and a key it sees, in a row."""
-        if self.stage == "encode":
-            return self.tokens * self.context
-        seen = np.arange(self.context - self.tokens, self.context, dtype=np.int64) + 1
-        return int((seen if self.kind.window is None else np.minimum(seen, self.kind.window)).sum())
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations: two products for every pair."""
-        return 4 * self.rows * self.heads * self.head_dim * self.pairs
-
-    def bytes(self, dtype: Any) -> int:
-        """That have to be read and written at least: queries, output, and the keys and values that are seen."""
-        seen = self.context if self.kind.window is None else min(self.context, self.kind.window + self.tokens - 1)
-        vectors = 2 * self.tokens * self.heads + 2 * seen * self.kv_heads
-        return self.rows * vectors * self.head_dim * jnp.dtype(dtype).itemsize
-
-    def need(self, device: jax.Device, dtype: Any) -> Need:
-        """What it asks of a kernel."""
-        dims, capped = (self.head_dim,), self.kind.softcap is not None
-        dtype = jnp.dtype(dtype).name
-        return Need(self.stage, platform_of(device), capability(device), dtype, dims, self.kv_heads, capped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +18,15 @@ class Speed:
     """One kernel on one case.
 
     Attributes:
-        seconds: median of a call. error: largest difference from the reference in float32, as a share of the largest
-            value. temporaries: bytes. right: whether rounding explains the error.
+        seconds: median of a call.
+        temporaries: bytes.
+        error, right: see `epdjax.serving.attention.check.Checked`.
     """
 
     kernel: str
     seconds: float
-    error: float
     temporaries: int
+    error: float
     right: bool
 
 
@@ -110,57 +40,11 @@ def kernels_for(case: Case, device: jax.Device, dtype: Any, asked: tuple[str, ..
 
 def measure(case: Case, kernel: str, device: jax.Device, dtype: Any, repeats: int = 5) -> Speed:
     """Time a kernel on random numbers and compare it with the reference in float32."""
-    submesh = Submesh.of([device])
-    call, arrays = (_unit if case.stage == "encode" else _pages)(case)
-    placed = [jax.device_put(a.astype(dtype) if a.dtype == np.float32 else a, submesh.replicated) for a in arrays]
-    exact = [a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in placed]
-    program = jax.jit(call(kernel, submesh)).lower(*placed).compile()
-    expected = np.asarray(jax.jit(call(REFERENCE, submesh))(*exact))
-    error = float(np.abs(np.asarray(program(*placed), np.float32) - expected).max() / np.abs(expected).max())
+    checked = check(case, kernel, device, dtype)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        jax.block_until_ready([program(*placed) for _ in range(BATCH)])
+        jax.block_until_ready([checked.program(*checked.arrays) for _ in range(BATCH)])
         seconds.append((time.perf_counter() - started) / BATCH)
-    memory: Any = program.memory_analysis()
-    right = error <= TOLERANCE[jnp.dtype(dtype).name]  # NaN is not
-    return Speed(kernel, statistics.median(seconds), error, memory.temp_size_in_bytes, right)
-
-
-Call = Callable[[str, Submesh], Callable[..., jax.Array]]
-
-
-def _unit(case: Case) -> tuple[Call, list[np.ndarray]]:
-    """Attention of an encoder, to be given a kernel, and its arrays."""
-    rng = np.random.default_rng(0)
-    width = (case.rows, case.tokens)
-    q = rng.standard_normal((*width, case.heads, case.head_dim), np.float32)
-    k, v = (rng.standard_normal((*width, case.kv_heads, case.head_dim), np.float32) for _ in range(2))
-    if case.context == case.tokens:
-        return lambda kernel, submesh: unit_attend(kernel, submesh.mesh), [q, k, v]
-    valid = np.broadcast_to(np.arange(case.tokens) < case.context, width)
-    return lambda kernel, submesh: unit_attend(kernel, submesh.mesh), [q, k, v, valid]
-
-
-def _pages(case: Case) -> tuple[Call, list[np.ndarray]]:
-    """Attention over pages in any order."""
-    rng = np.random.default_rng(0)
-    pages = -(-case.context // case.block_size)
-    q = rng.standard_normal((case.rows, case.tokens, case.heads, case.head_dim), np.float32)
-    blocks = case.rows * pages
-    pool = rng.standard_normal((blocks + 1, case.block_size, 2 * case.kv_heads, case.head_dim), np.float32)
-    tables = rng.permutation(np.arange(1, blocks + 1, dtype=np.int32)).reshape(case.rows, pages)
-    starts = np.full(case.rows, case.context - case.tokens, np.int32)
-    lengths = np.full(case.rows, case.tokens, np.int32)
-
-    def call(kernel: str, submesh: Submesh) -> Callable[..., jax.Array]:
-        attend = pages_attend(kernel, submesh.mesh)
-
-        def attended(
-            q: jax.Array, pool: jax.Array, tables: jax.Array, starts: jax.Array, lengths: jax.Array
-        ) -> jax.Array:
-            return attend(q, pool, Rows(tables, starts, lengths, case.tokens, case.block_size), case.kind)
-
-        return attended
-
-    return call, [q, pool, tables, starts, lengths]
+    temporaries = checked.program.memory_analysis().temp_size_in_bytes
+    return Speed(kernel, statistics.median(seconds), temporaries, checked.error, checked.right)

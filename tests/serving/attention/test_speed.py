@@ -8,7 +8,8 @@ import pytest
 from epdjax.cli import main
 from epdjax.models.attention import AttentionKind
 from epdjax.serving.attention import pallas_gpu
-from epdjax.serving.attention.speed import Case, kernels_for, measure
+from epdjax.serving.attention.check import Case
+from epdjax.serving.attention.speed import kernels_for, measure
 
 ENCODE = Case("encode", rows=2, tokens=9, context=9, heads=2, kv_heads=2, head_dim=8)
 PREFILL = Case("prefill", rows=1, tokens=3, context=10, heads=4, kv_heads=2, head_dim=8, block_size=4)
