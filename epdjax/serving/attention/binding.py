@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from epdjax.models.attention import AttentionKind, UnitAttend, blocked_attention
@@ -34,7 +35,7 @@ def capability(device: jax.Device) -> float:
 
 def attached(device: jax.Device) -> bool:
     """Whether the device is the process's own, and not just a target to compile for."""
-    return jax.default_backend() == device.platform
+    return device in jax.devices()
 
 
 def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
@@ -63,13 +64,15 @@ def pages_attend(kernel: str, mesh: Mesh) -> PagesAttend:
 
     def attend(q_btnh: jax.Array, pool: jax.Array, rows: Rows, kind: AttentionKind) -> jax.Array:
         arrays = reads(rows, kind)
-        return jax.shard_map(
+        o_btnh = jax.shard_map(
             functools.partial(attend_here, kind=kind),
             mesh=mesh,
             in_specs=(HEADS, HEADS, *(EVERYWHERE for _ in arrays)),
             out_specs=HEADS,
             check_vma=False,
         )(q_btnh, pool, *arrays)
+        # Padding is written to block 0, which other rows gather as padding: no kernel may put a NaN there.
+        return jnp.where(rows.valid_bt[..., None, None], o_btnh, 0)
 
     return attend
 

@@ -104,7 +104,8 @@ def check(case: Case, kernel: str, device: jax.Device, dtype: Any) -> Checked:
     placed = [jax.device_put(a.astype(dtype) if a.dtype == np.float32 else a, submesh.replicated) for a in arrays]
     exact = [a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in placed]
     program = jax.jit(call(kernel, submesh)).lower(*placed).compile()
-    expected = np.asarray(jax.jit(call(REFERENCE, submesh))(*exact))
+    with jax.default_matmul_precision("highest"):  # by default GPUs and TPUs round what they multiply
+        expected = np.asarray(jax.jit(call(REFERENCE, submesh))(*exact))
     error = float(np.abs(np.asarray(program(*placed), np.float32) - expected).max() / np.abs(expected).max())
     return Checked(program, placed, error, error <= TOLERANCE[jnp.dtype(dtype).name])  # NaN is not
 

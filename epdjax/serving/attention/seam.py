@@ -90,9 +90,13 @@ def trials(need: Need, text: TextConfig, block_size: int) -> list[Case]:
         return [Case("encode", 2, 150, context, 2, 2, dim) for dim in need.head_dims for context in (150, 100)]
     heads = need.kv_heads * (text.num_heads // text.num_kv_heads)
     tokens = 1 if need.stage == "decode" else 40
-    windows = dict.fromkeys(window and min(window, 100) for window in text.windows or (None,))
+    windows = dict.fromkeys(window and min(window, 50) for window in text.windows or (None,))
     kinds = [AttentionKind(window, text.query_scale, text.attn_softcap) for window in windows]
-    return [Case(need.stage, 2, tokens, 300, heads, need.kv_heads, text.head_dim, block_size, kind) for kind in kinds]
+    return [
+        Case(need.stage, 2, tokens, context, heads, need.kv_heads, text.head_dim, block_size, kind)
+        for kind in kinds
+        for context in (70, 600)  # in the short one a key too many shows, in the long one a row is shared by programs
+    ]
 
 
 @functools.lru_cache(maxsize=64)  # instances alike are tried once
@@ -101,7 +105,7 @@ def tried(choice: Choice, *cases: Case, dtype: str) -> Choice:
     problem = None
     for case in cases:
         try:
-            checked = check(case, choice.kernel, jax.devices()[0], dtype)
+            checked = check(case, choice.kernel, jax.local_devices()[0], dtype)
         except Exception as error:  # whatever a compiler or a driver may say: there is a reference to go on with
             first_line = (str(error) or repr(error)).splitlines()[0]
             problem = f"{choice.kernel} fails on this device: {first_line}"
