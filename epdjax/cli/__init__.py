@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import bench_cache, bench_encode, eval_demo, load_test, memory_table, serve, train_demo
+from epdjax.cli import bench_attention, bench_cache, bench_encode, eval_demo, load_test, memory_table, serve, train_demo
 
 COMMANDS = {
     "serve": serve,
     "train-demo": train_demo,
     "eval-demo": eval_demo,
     "memory-table": memory_table,
+    "bench-attention": bench_attention,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
     "load-test": load_test,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from epdjax.mesh.spec import MeshSpecError
+from epdjax.serving.attention.rules import NAMES as ATTENTION
 from epdjax.serving.config import DTYPES, EngineConfig
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of weights and caches (default: the checkpoint's; CPU: float32)",
     )
+    add("--attention", choices=ATTENTION, default="auto", help="kernel, where it can be used (default: the best)")
     add("--max-model-len", type=int, metavar="N", help="longest prompt and answer together, tokens")
     add("--max-seqs", type=int, default=DEFAULTS["max_seqs"], metavar="N", help="sequences decoded together")
     add("--max-chunk", type=int, default=DEFAULTS["max_chunk"], metavar="N", help="prompt tokens per prefill step")
@@ -100,7 +102,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """`EngineConfig` fields from parsed arguments."""
     same = (
         "mesh served_model_name dtype max_model_len max_seqs max_chunk max_units block_size kv_blocks mm_blocks "
-        "memory_share order assignment decode_pace max_requests"
+        "memory_share order assignment decode_pace attention max_requests"
     )
     cache = arguments.compile_cache
     return {

@@ -54,9 +54,29 @@ _PEAK_TFLOPS = {
 }
 
 
+# Bandwidth of their memory, as the vendors state it.
+_PEAK_GBYTES = {
+    "NVIDIA A100-SXM4-80GB": 2039.0,
+    "NVIDIA H100 80GB": 3352.0,
+    "NVIDIA H200": 4800.0,
+    "TPU v5 lite": 819.0,
+    "TPU v5": 2765.0,
+    "TPU v6 lite": 1640.0,
+}
+
+
 def peak_tflops(device: jax.Device) -> float | None:
     """10¹² floating-point operations a second that a device's vendor states for bfloat16; None if it is not known."""
-    return next((peak for kind, peak in _PEAK_TFLOPS.items() if device.device_kind.startswith(kind)), None)
+    return _of_kind(_PEAK_TFLOPS, device)
+
+
+def peak_gbytes(device: jax.Device) -> float | None:
+    """10⁹ bytes a second that a device's vendor states for its memory; None if it is not known."""
+    return _of_kind(_PEAK_GBYTES, device)
+
+
+def _of_kind(figures: dict[str, float], device: jax.Device) -> float | None:
+    return next((figure for kind, figure in figures.items() if device.device_kind.startswith(kind)), None)
 
 
 def target_memory(chip: str) -> int:

@@ -1,9 +1,11 @@
 """Attention over keys and values that lie side by side in memory: the reference every other kernel is checked against.
 
-Attention over a paged KV pool is a matter of serving and lives there; it ends in the same arithmetic.
+Attention over a paged KV pool is a matter of serving and lives there; it ends in the same arithmetic. Serving also has
+faster kernels than these, and hands them to encoders and decoders as an argument; models call what they are given.
 """
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +67,26 @@ def dense_attention(
     return o_btkgh.reshape(b, t, n, v_bskh.shape[-1])
 
 
-def blocked_attention(
-    q_btnh: jax.Array, k_bskh: jax.Array, v_bskh: jax.Array, valid_bs: jax.Array | None = None
-) -> jax.Array:
-    """`dense_attention` of an encoder over units of any length: of long ones `BLOCK` queries at a time.
+class UnitAttend(Protocol):
+    """What an encoder calls to attend among the patches of a unit.
 
-    No ``[heads, t, s]`` matrix exists then.
-
-    Args:
-        valid_bs: bool, the keys that are not padding; None: all.
+    Shapes: ``q_btnh``, ``k_bskh``, ``v_bskh``; ``valid_bs`` bool, the keys that are not padding (None: all); returns
+    ``o_btnh``. `scattered` says that padding may be anywhere, and not just behind what is valid.
     """
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False
+    ) -> jax.Array: ...
+
+
+def blocked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False
+) -> jax.Array:
+    """The reference `UnitAttend`: `dense_attention`, of units of many patches `BLOCK` queries at a time.
+
+    No ``[heads, t, s]`` matrix exists then. Where padding lies makes no difference here.
+    """
+    q_btnh, k_bskh, v_bskh, valid_bs = q, k, v, valid
     b, t, n, h = q_btnh.shape
     mask_b1s = None if valid_bs is None else valid_bs[:, None]
     if t <= DENSE_LIMIT:

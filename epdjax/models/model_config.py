@@ -48,6 +48,11 @@ class ModelConfig(abc.ABC):
         """MM tokens in a block."""
         return 64
 
+    @property
+    @abc.abstractmethod
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Widths of the encoder's attention heads."""
+
     @abc.abstractmethod
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """Declared sizes of encode units, ascending; the last holds a unit that makes `max_tokens` MM tokens."""
@@ -65,6 +70,11 @@ class TileConfig(ModelConfig):
     """Of a family whose encode units are all pictures of the vision tower's size: tiles, crops, frames."""
 
     vision: VisionConfig
+
+    @property
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Width of the vision tower's attention heads."""
+        return (self.vision.head_dim,)
 
     @property
     def mm_block_size(self) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from epdjax.models.attention import blocked_attention
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, RMSNorm, activation, norm, param
 
 
@@ -50,6 +50,11 @@ class VisionConfig:
     def unit_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the pictures it takes."""
         return (self.image_size, self.image_size, self.num_channels)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.hidden_size // self.num_heads
 
     @property
     def num_positions(self) -> int:
@@ -171,13 +176,13 @@ class VisionAttention(nnx.Module):
         self.k_norm = RMSNorm(d, eps=1e-6, dtype=dtype) if config.qk_norm else None
         self.num_heads = config.num_heads
 
-    def __call__(self, x_upd: jax.Array, valid_up: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_upd: jax.Array, valid_up: jax.Array | None, attend: UnitAttend) -> jax.Array:
         u, p, d = x_upd.shape
         q, k, v = self.q_proj(x_upd), self.k_proj(x_upd), self.v_proj(x_upd)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(u, p, self.num_heads, -1) for y in (q, k, v))
-        return self.o_proj(blocked_attention(q, k, v, valid_up).reshape(u, p, d))
+        return self.o_proj(attend(q, k, v, valid_up).reshape(u, p, d))
 
 
 class VisionLayer(nnx.Module):
@@ -195,9 +200,12 @@ class VisionLayer(nnx.Module):
         self.scale2 = None if scale is None else param(jnp.full((d,), scale, dtype), (None,))
         self.act = activation(config.hidden_act)
 
-    def __call__(self, x_upd: jax.Array, valid_up: jax.Array | None = None) -> jax.Array:
-        """Features to features of the same shape; `valid_up`: the patches that are not padding (None: all)."""
-        attended = self.attention(self.norm1(x_upd), valid_up)
+    def __call__(
+        self, x_upd: jax.Array, valid_up: jax.Array | None = None, attend: UnitAttend = blocked_attention
+    ) -> jax.Array:
+        """Features to features of the same shape; `valid_up`: the patches that are not padding (None: all), which
+        lies behind them."""
+        attended = self.attention(self.norm1(x_upd), valid_up, attend)
         x_upd = x_upd + (attended if self.scale1 is None else self.scale1[...] * attended)
         made = self.fc2(self.act(self.fc1(self.norm2(x_upd))))
         return x_upd + (made if self.scale2 is None else self.scale2[...] * made)
@@ -221,13 +229,16 @@ class VisionTower(nnx.Module):
         self.final_norm = LayerNorm(d, eps=c.norm_eps, dtype=dtype) if c.final_norm else None
         self.config = c
 
-    def hidden_states(self, pixels_uhwc: jax.Array, layers: Sequence[int]) -> list[jax.Array]:
+    def hidden_states(
+        self, pixels_uhwc: jax.Array, layers: Sequence[int], attend: UnitAttend = blocked_attention
+    ) -> list[jax.Array]:
         """What is between the layers, always without the final norm.
 
         Args:
             pixels_uhwc: ``[units, image_size, image_size, channels]``, already normalised, in the parameters' dtype.
             layers: which hidden states to return, as HF counts them: 0 what the first layer gets, -1 what the last
                 one returns.
+            attend: how patches attend to one another.
 
         Returns:
             one ``[units, num_positions, hidden]`` for each of `layers`.
@@ -247,10 +258,12 @@ class VisionTower(nnx.Module):
         depths = [layer if layer >= 0 else c.num_layers + 1 + layer for layer in layers]
         states = [x_upd]
         for layer in list(self.layers)[: max(depths)]:
-            states.append(layer(states[-1]))
+            states.append(layer(states[-1], None, attend))
         return [states[depth] for depth in depths]
 
-    def __call__(self, pixels_uhwc: jax.Array, feature_layer: int = -1) -> jax.Array:
+    def __call__(
+        self, pixels_uhwc: jax.Array, feature_layer: int = -1, attend: UnitAttend = blocked_attention
+    ) -> jax.Array:
         """One hidden state, see `hidden_states`; -1, the last, is behind the final norm where there is one."""
-        (x_upd,) = self.hidden_states(pixels_uhwc, [feature_layer])
+        (x_upd,) = self.hidden_states(pixels_uhwc, [feature_layer], attend)
         return self.final_norm(x_upd) if self.final_norm is not None and feature_layer == -1 else x_upd

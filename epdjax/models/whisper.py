@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, activation, param
 from epdjax.models.vit import VisionLayer
 
@@ -40,6 +41,11 @@ class WhisperConfig:
     qkv_bias: bool = True
     key_bias: bool = False
     layer_scale_init: float | None = None
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.hidden_size // self.num_heads
 
     @property
     def window(self) -> int:
@@ -90,7 +96,13 @@ class WhisperTower(nnx.Module):
         self.layers = nnx.List([VisionLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.final_norm = LayerNorm(d, eps=config.norm_eps, dtype=dtype)
 
-    def __call__(self, mel_ufb: jax.Array, frames_uf: jax.Array, valid_up: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        mel_ufb: jax.Array,
+        frames_uf: jax.Array,
+        valid_up: jax.Array,
+        attend: UnitAttend = blocked_attention,
+    ) -> jax.Array:
         """Features before the final norm.
 
         Args:
@@ -98,6 +110,7 @@ class WhisperTower(nnx.Module):
             frames_uf: bool, the frames that there are: behind them the second convolution sees zeros, as it does at
                 the end of an array of just that length.
             valid_up: bool ``[units, frames / 2]``, the positions that others may look at.
+            attend: how positions attend to one another.
 
         Returns:
             ``[units, frames / 2, hidden_size]`` in the parameters' dtype, for every position.
@@ -108,7 +121,7 @@ class WhisperTower(nnx.Module):
         x_upd = gelu(self.conv2(_neighbours(x_ufd)[:, ::2]))
         x_upd = x_upd + self.positions[...][: x_upd.shape[1]]
         for layer in self.layers:
-            x_upd = layer(x_upd, valid_up)
+            x_upd = layer(x_upd, valid_up, attend)
         return x_upd
 
 

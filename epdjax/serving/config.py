@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from epdjax.serving.attention.rules import NAMES as ATTENTION
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage
@@ -29,6 +30,8 @@ class EngineConfig:
         max_requests, max_queued_units: bounds of the queues.
         max_media_bytes: host bytes of the media of all live requests.
         irp: share the units of a request among the E devices (intra-request parallel encoding).
+        attention: kernel that stages attend with where it can be used, see `epdjax.serving.attention.rules`; ``auto``:
+            the best for each.
         order, assignment: scheduling policies, one for all stages or ``encode=sjf,prefill=deadline``.
         request_timeout_s: a request that is not finished after so many seconds ends in an error, whatever it asked for;
             None: no limit.
@@ -59,6 +62,7 @@ class EngineConfig:
     max_queued_units: int = 8192
     max_media_bytes: int = 4 << 30
     irp: bool = True
+    attention: str = "auto"
     order: str = "fcfs"
     assignment: str = "cache-aware"
     request_timeout_s: float | None = None
@@ -86,7 +90,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         per_stage(self.order, tuple(ORDERS), "order")
         per_stage(self.assignment, tuple(ASSIGNMENTS), "assignment")

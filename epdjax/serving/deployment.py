@@ -79,12 +79,14 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
             dtype=dtype,
             block_size=scheduling.block_size,
             mm_block_size=scheduling.mm_block_size,
+            attention=config.attention,
         )
 
     instances = {}
     for place in places:
         kv_blocks = choose_kv_blocks(config, scheduling, functools.partial(instance, place))
         instances[place.name] = instance(place, kv_blocks)
+        instances[place.name].attention.tell(place.name)
     jobs = [job for i in instances.values() for job in jobs_of(i, instances.values())]
     programs = compile_all(jobs, progress)
     for i in instances.values():

@@ -95,6 +95,7 @@ def shaped_instance(
         dtype=jnp.dtype(dtype),
         block_size=scheduling.block_size,
         mm_block_size=scheduling.mm_block_size,
+        attention=config.attention,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from epdjax.mesh.devices import InstanceMesh
 from epdjax.mesh.transfer import move, shards_in_order
 from epdjax.models.media import EncodeUnit
+from epdjax.serving.attention.seam import Attention
 from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.live import LiveRequest, pool_rows
@@ -45,6 +46,7 @@ class Instance:
         name, roles, submesh: where it runs and what it performs.
         spec: what the scheduler knows of it.
         parts: part name (``encoder``, ``language_model``) -> (recipe, leaves): just what its roles need.
+        attention: how it attends in each of its roles.
         programs: (step, bucket) -> compiled program; filled at start-up and fixed from then on.
         pools: KV pool of each layer. slots: see `Slots`. mm_pool: MM tokens ``[rows, mm_width]``.
         staged: encode id -> an encode result waiting to be moved.
@@ -61,15 +63,18 @@ class Instance:
         dtype: jnp.dtype,
         block_size: int,
         mm_block_size: int,
+        attention: str = "auto",
     ):
         """
         Args:
             model: the model's config.
             dtype: of the pools.
+            attention: see `EngineConfig.attention`.
         """
         self.name, self.roles, self.submesh = place.name, place.roles, place.submesh
         self.spec, self.model, self.parts, self.buckets = spec, model, parts, buckets
         self.dtype, self.block_size, self.mm_block_size = dtype, block_size, mm_block_size
+        self.attention = Attention.of(attention, place.roles, place.submesh, model, dtype, block_size)
         self.programs: dict[tuple, Any] = {}
         self.pools: tuple[jax.Array, ...] = ()
         self.staged: dict[int, Staged] = {}

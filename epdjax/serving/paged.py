@@ -4,10 +4,12 @@ A layer's KV pool is one buffer ``[blocks, block_size, 2 * kv_heads, head_dim]``
 next to each other (k0, v0, k1, v1, ...), so that a tensor-parallel split keeps them together. Block 0 belongs to
 nobody: padding is written there.
 
-This is the XLA reference: it gathers the pages a row may see and attends densely. Faster kernels have to agree with it.
+`gather_pages` and `attend_to_gathered` are the XLA reference: they gather the pages a row may see and attend densely.
+Faster kernels (`epdjax.serving.attention`) have to agree with it.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,51 +25,95 @@ def pool_shape(blocks: int, block_size: int, config: TextConfig) -> tuple[int, i
     return (blocks + 1, block_size, 2 * config.num_kv_heads, config.head_dim)
 
 
+class PagedRows:
+    """The rows of a step: where they are in their sequences, and what their new tokens see.
+
+    Attributes:
+        tables_bp: int32, the blocks of each row's sequence in order, 0 beyond its end.
+        starts_b: int32, position of each row's first new token.
+        lengths_b: int32, new tokens of each row; the rest of the row is padding.
+        positions_bt: int32, of every new token, padding included.
+        valid_bt: bool, which of them are no padding.
+        last_bt: int32, the last position that each sees: its own, or that of a later token of its picture.
+    """
+
+    def __init__(
+        self,
+        tables_bp: jax.Array,
+        starts_b: jax.Array,
+        lengths_b: jax.Array,
+        tokens: int,
+        block_size: int,
+        sees_bt: jax.Array | None = None,
+    ):
+        """
+        Args:
+            tokens: new tokens per row, padding included.
+            block_size: tokens of a page.
+            sees_bt: `last_bt`; None: every token's own position.
+        """
+        self.tables_bp, self.starts_b, self.lengths_b = tables_bp, starts_b, lengths_b
+        self.positions_bt = starts_b[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+        self.valid_bt = jnp.arange(tokens) < lengths_b[:, None]
+        self.last_bt = self.positions_bt if sees_bt is None else sees_bt
+        self._keys = tables_bp.shape[1] * block_size
+        self._masks: dict[int | None, jax.Array] = {}
+
+    def first_bt(self, window: int | None) -> jax.Array:
+        """int32, the first position that each new token sees."""
+        return jnp.maximum(self.positions_bt - (window - 1), 0) if window else jnp.zeros_like(self.positions_bt)
+
+    def mask_bts(self, window: int | None) -> jax.Array:
+        """Which keys of its row's pages each new token sees, bool; made once for all layers with that window."""
+        if window not in self._masks:
+            keys = jnp.arange(self._keys)
+            mask = keys <= self.last_bt[..., None]
+            if window is not None:
+                mask &= keys > self.positions_bt[..., None] - window
+            self._masks[window] = mask
+        return self._masks[window]
+
+
+class PagesAttend(Protocol):
+    """How new tokens attend to their rows' pages, their own keys and values included: the reference, or a kernel.
+
+    Takes ``q_btnh`` and a layer's pool; returns ``o_btnh``. What it returns for padding is finite and of no meaning.
+    """
+
+    def __call__(self, q_btnh: jax.Array, pool: jax.Array, rows: PagedRows, kind: AttentionKind) -> jax.Array: ...
+
+
+def gather_pages(pool: jax.Array, tables_bp: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values ``[b, pages * block_size, kv_heads, head_dim]`` of each row's pages, copied out of the pool."""
+    b, (_, _, heads2, dim) = tables_bp.shape[0], pool.shape
+    seen_bskch = pool[tables_bp].reshape(b, -1, heads2 // 2, 2, dim)
+    return seen_bskch[:, :, :, 0], seen_bskch[:, :, :, 1]
+
+
+def attend_to_gathered(q_btnh: jax.Array, pool: jax.Array, rows: PagedRows, kind: AttentionKind) -> jax.Array:
+    """The reference `PagesAttend`."""
+    k_bskh, v_bskh = gather_pages(pool, rows.tables_bp)
+    return dense_attention(q_btnh, k_bskh, v_bskh, rows.mask_bts(kind.window), kind.scale, kind.softcap)
+
+
 class PagedAttend:
     """The decoder's `Attend` over paged pools: write the new keys and values, then attend to all a row may see.
 
     After a forward pass `pools` holds the updated pools.
     """
 
-    def __init__(
-        self,
-        pools: Sequence[jax.Array],
-        tables_bp: jax.Array,
-        starts_b: jax.Array,
-        lengths_b: jax.Array,
-        tokens: int,
-        sees_bt: jax.Array | None = None,
-    ):
+    def __init__(self, pools: Sequence[jax.Array], rows: PagedRows, attend_pages: PagesAttend = attend_to_gathered):
         """
         Args:
             pools: one per layer, donated by the caller's jit so that they are updated in place.
-            tables_bp: int32, the blocks of each row's sequence in order, 0 beyond its end.
-            starts_b: int32, position of each row's first new token.
-            lengths_b: int32, new tokens of each row; the rest of the row is padding.
-            tokens: new tokens per row, padding included.
-            sees_bt: int32, last position that each new token sees; None: its own.
         """
         self.pools = list(pools)
-        block_size = self.pools[0].shape[1]
-        pages = tables_bp.shape[1]
-        self.positions_bt = starts_b[:, None] + jnp.arange(tokens, dtype=jnp.int32)
-        valid_bt = jnp.arange(tokens) < lengths_b[:, None]
-        block_bt = jnp.take_along_axis(tables_bp, jnp.minimum(self.positions_bt // block_size, pages - 1), axis=1)
-        self._block_bt = jnp.where(valid_bt, block_bt, 0)
-        self._offset_bt = jnp.where(valid_bt, self.positions_bt % block_size, 0)
-        self._tables_bp = tables_bp
-        self._sees_bt = self.positions_bt if sees_bt is None else sees_bt
-        self._masks: dict[int | None, jax.Array] = {}
-
-    def _mask_bts(self, window: int | None) -> jax.Array:
-        """Which keys each new token sees; made once for all layers with that window."""
-        if window not in self._masks:
-            keys = jnp.arange(self._tables_bp.shape[1] * self.pools[0].shape[1])
-            mask = keys <= self._sees_bt[..., None]
-            if window is not None:
-                mask &= keys > self.positions_bt[..., None] - window
-            self._masks[window] = mask
-        return self._masks[window]
+        self._rows, self._attend_pages = rows, attend_pages
+        block_size, pages = self.pools[0].shape[1], rows.tables_bp.shape[1]
+        page_bt = jnp.minimum(rows.positions_bt // block_size, pages - 1)
+        block_bt = jnp.take_along_axis(rows.tables_bp, page_bt, axis=1)
+        self._block_bt = jnp.where(rows.valid_bt, block_bt, 0)
+        self._offset_bt = jnp.where(rows.valid_bt, rows.positions_bt % block_size, 0)
 
     def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, kind: AttentionKind = FULL) -> jax.Array:
         b, t, heads, dim = k.shape
@@ -77,7 +123,4 @@ class PagedAttend:
         pool = self.pools[layer]
         pool = pool.at[self._block_bt, self._offset_bt].set(kv_btch.astype(pool.dtype))
         self.pools[layer] = pool
-        pages_bpoch = pool[self._tables_bp]
-        seen_bskch = pages_bpoch.reshape(b, -1, heads, 2, dim)
-        mask_bts = self._mask_bts(kind.window)
-        return dense_attention(q, seen_bskch[:, :, :, 0], seen_bskch[:, :, :, 1], mask_bts, kind.scale, kind.softcap)
+        return self._attend_pages(q, pool, self._rows, kind)

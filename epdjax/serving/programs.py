@@ -142,7 +142,7 @@ class _Builder:
             name: self.shape((units, *dims), dtype, self.i.unit_sharding)
             for name, (dims, dtype) in self.i.model.unit_inputs(size).items()
         }
-        step = functools.partial(steps.encode, self.i.parts["encoder"][0])
+        step = functools.partial(steps.encode, self.i.parts["encoder"][0], self.i.attention.units)
         return self.job(("encode", (units, size)), step, (self.leaves("encoder"), inputs), out=self.i.unit_sharding)
 
     def land_mm(self, pieces: int, units: int, tokens: int) -> Job:
@@ -150,8 +150,8 @@ class _Builder:
         args = (self.mm, arrived, self.ints(pieces * units, tokens))
         return self.job(("land_mm", (pieces, units, tokens)), steps.land_mm, args, donate=(0,), out=self.i.replicated)
 
-    def stepping(self, key: tuple[str, Any], step: Callable, args: tuple) -> Job:
-        step = functools.partial(step, self.i.parts["language_model"][0])
+    def stepping(self, key: tuple[str, Any], step: Callable, attend: Any, args: tuple) -> Job:
+        step = functools.partial(step, self.i.parts["language_model"][0], attend)
         args = (self.leaves("language_model"), self.kv, self.slots, *args)
         out = (self.i.replicated, self.pool_shardings, self.i.replicated)
         return self.job(key, step, args, donate=(1, 2), out=out)
@@ -160,10 +160,12 @@ class _Builder:
         arrays = steps.prompt_arrays(self.i.model, rows, tokens).items()
         prompt = {name: self.shape(dims, dtype) for name, (dims, dtype) in arrays}
         args = (self.mm, prompt, *self.packed(rows, pages))
-        return self.stepping(("prefill", (rows, tokens, pages)), steps.prefill, args)
+        return self.stepping(("prefill", (rows, tokens, pages)), steps.prefill, self.i.attention.pages["P"], args)
 
     def decode(self, rows: int, pages: int) -> Job:
-        return self.stepping(("decode", (rows, pages)), steps.decode, self.packed(rows, pages))
+        return self.stepping(
+            ("decode", (rows, pages)), steps.decode, self.i.attention.pages["D"], self.packed(rows, pages)
+        )
 
     def moving(self, split: bool) -> Any:
         """Heads stay split over a move between equal tensor widths; between others every device gets them all, because

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from epdjax.serving.paged import PagedAttend
+from epdjax.models.attention import UnitAttend
+from epdjax.serving.paged import PagedAttend, PagedRows, PagesAttend
 from epdjax.serving.rows import ROW_FIELDS, Rows
 from epdjax.serving.sampling import NO_TOKEN, Sampled, sample
 from epdjax.serving.slots import Slots, last_tokens, put_token
@@ -62,9 +63,11 @@ def prompt_arrays(model: Any, rows: int, tokens: int) -> dict[str, tuple[tuple[i
     return arrays
 
 
-def encode(split: Split, leaves: tuple[jax.Array, ...], inputs: Mapping[str, jax.Array]) -> jax.Array:
+def encode(
+    split: Split, attend: UnitAttend, leaves: tuple[jax.Array, ...], inputs: Mapping[str, jax.Array]
+) -> jax.Array:
     """Encode units of one bucket, every input with a leading unit axis, to MM tokens ``[units, tokens, mm_width]``."""
-    return split.join(leaves)(inputs)
+    return split.join(leaves)(inputs, attend)
 
 
 def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: jax.Array) -> jax.Array:
@@ -75,6 +78,7 @@ def land_mm(mm_pool_rd: jax.Array, shards_und: tuple[jax.Array, ...], rows_un: j
 
 def _run(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     slots: Slots,
@@ -88,8 +92,9 @@ def _run(
 ) -> tuple[Sampled, Pools, Slots]:
     model = split.join(leaves)
     rows, tables_bp = Rows.unpack(ints, floats), ints[:, ROW_FIELDS:]
-    attend = PagedAttend(pools, tables_bp, rows.start, rows.length, x_btd.shape[1], sees_bt)
-    positions = attend.positions_bt
+    paged = PagedRows(tables_bp, rows.start, rows.length, x_btd.shape[1], pools[0].shape[1], sees_bt)
+    attend = PagedAttend(pools, paged, attend_pages)
+    positions = paged.positions_bt
     if model.config.rope.sections:
         ahead = (positions + rows.rope_delta[:, None])[..., None]
         positions = jnp.broadcast_to(ahead, (*ahead.shape[:2], 3)) if rope_bt3 is None else rope_bt3
@@ -101,14 +106,15 @@ def _run(
     sampled = sample(logits_bv, rows, slots, longest)
     slots = put_token(slots, rows.slot, rows.position, sampled.tokens)
     # Where any number of a row's new tokens is not finite its request ends: pools keep finite numbers only.
-    padding_bt = jnp.arange(hidden_btd.shape[1]) >= rows.length[:, None]
-    sound_b = jnp.all(jnp.isfinite(hidden_btd).all(axis=-1) | padding_bt, axis=1) & jnp.isfinite(logits_bv.max(axis=-1))
+    sound_bt = jnp.isfinite(hidden_btd).all(axis=-1) | ~paged.valid_bt
+    sound_b = sound_bt.all(axis=1) & jnp.isfinite(logits_bv.max(axis=-1))
     tokens_b = jnp.where(sound_b, sampled.tokens, NO_TOKEN)
     return dataclasses.replace(sampled, tokens=tokens_b), tuple(attend.pools), slots
 
 
 def prefill(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     slots: Slots,
@@ -144,6 +150,7 @@ def prefill(
         levels = jnp.where(is_mm, mm_btw[..., d:], 0).reshape(*is_mm.shape[:2], -1, d)
     return _run(
         split,
+        attend_pages,
         leaves,
         pools,
         slots,
@@ -158,6 +165,7 @@ def prefill(
 
 def decode(
     split: Split,
+    attend_pages: PagesAttend,
     leaves: tuple[jax.Array, ...],
     pools: Pools,
     slots: Slots,
@@ -167,7 +175,7 @@ def decode(
     """One step for every sequence: run the token in its slot, sample the next one into it. Pools and slots donated."""
     rows = Rows.unpack(ints, floats)
     x_btd = split.join(leaves).embed(last_tokens(slots, rows.slot, rows.start))[:, None]
-    return _run(split, leaves, pools, slots, x_btd, ints, floats)
+    return _run(split, attend_pages, leaves, pools, slots, x_btd, ints, floats)
 
 
 def gather_kv(pools: Pools, blocks_n: jax.Array) -> tuple[jax.Array, ...]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import RMSNorm, normalise, param
 from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TextConfig
@@ -98,14 +99,14 @@ class Gemma3Encoder(nnx.Module):
         self.projector = Gemma3Projector(config, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """``pixels``, uint8 ``[units, height, width, channels]``, to ``[units, tokens_per_image, d_model]``.
 
         The tokens are not scaled as the decoder scales its text embeddings.
         """
         c = self.config
         pixels = normalise(inputs["pixels"], c.image_mean, c.image_std).astype(self.tower.patch_embed.kernel.dtype)
-        features_upd = self.tower(pixels)
+        features_upd = self.tower(pixels, attend=attend)
         u, _, d = features_upd.shape
         side, pool = c.vision.grid // c.pool, c.pool
         pooled = features_upd.reshape(u, side, pool, side, pool, d).mean(axis=(2, 4), dtype=jnp.float32)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, activation, normalise
 from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TextConfig
@@ -115,11 +116,11 @@ class InternVLEncoder(nnx.Module):
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """``pixels``, uint8 tiles ``[units, height, width, channels]``, to MM tokens ``[units, tokens, d_model]``."""
         c = self.config
         pixels = normalise(inputs["pixels"], c.image_mean, c.image_std).astype(self.tower.patch_embed.kernel.dtype)
-        features_upd = self.tower(pixels, c.feature_layer)[:, 1:]
+        features_upd = self.tower(pixels, c.feature_layer, attend)[:, 1:]
         u, _, d = features_upd.shape
         shuffled = pixel_shuffle(features_upd.reshape(u, c.vision.grid, c.vision.grid, d), c.shuffle)
         return self.projector(shuffled.reshape(u, c.tokens_per_unit, -1))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import Linear, activation, normalise
 from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
@@ -130,9 +131,9 @@ class LlavaEncoder(nnx.Module):
         self.projector = LlavaProjector(config, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """``pixels``, uint8 ``[units, height, width, channels]``, to MM tokens ``[units, tower_tokens, d_model]``."""
         c = self.config
         pixels = normalise(inputs["pixels"], c.image_mean, c.image_std).astype(self.tower.patch_embed.kernel.dtype)
-        features_upd = jnp.concatenate(self.tower.hidden_states(pixels, c.feature_layers), axis=-1)
+        features_upd = jnp.concatenate(self.tower.hidden_states(pixels, c.feature_layers, attend), axis=-1)
         return self.projector(features_upd[:, 1:] if c.drop_first else features_upd)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.families.llava.model import LlavaConfig, LlavaEncoder, read_llava
 from epdjax.models.layers import param
 
@@ -89,8 +90,8 @@ class LlavaOnevisionEncoder(LlavaEncoder):
         newline = jax.nn.initializers.normal(config.text.hidden_size**-0.5)
         self.newline = param(newline(rngs.params(), (config.text.hidden_size,), dtype), (None,))
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """``pixels``, uint8 ``[units, height, width, channels]``, to ``[units, tower_tokens + 1, d_model]``."""
-        x_utd = super().__call__(inputs)
+        x_utd = super().__call__(inputs, attend)
         newline_u1d = jnp.broadcast_to(self.newline[...], (len(x_utd), 1, x_utd.shape[-1]))
         return jnp.concatenate([x_utd, newline_u1d], axis=1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from epdjax.models.attention import blocked_attention
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import LayerNorm, Linear, normalise, param
 from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TextConfig
@@ -50,6 +50,11 @@ class MiniCPMVConfig(ModelConfig):
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+
+    @property
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Widths of the attention heads of tower and resampler."""
+        return (self.vision.head_dim, HEAD_DIM)
 
     @property
     def mm_block_size(self) -> int:
@@ -158,11 +163,13 @@ class NativeTower(nnx.Module):
         self.layers = nnx.List([VisionLayer(c, dtype=dtype, rngs=rngs) for _ in range(c.num_layers)])
         self.final_norm = LayerNorm(d, eps=c.norm_eps, dtype=dtype)
 
-    def __call__(self, patches_upv: jax.Array, positions_up: jax.Array, valid_up: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches_upv: jax.Array, positions_up: jax.Array, valid_up: jax.Array, attend: UnitAttend
+    ) -> jax.Array:
         """Normalised patches, the rows of the table they stand for, and which of them are no padding, to features."""
         x_upd = self.patch_embed(patches_upv) + jnp.take(self.positions[...], positions_up, axis=0)
         for layer in self.layers:
-            x_upd = layer(x_upd, valid_up)
+            x_upd = layer(x_upd, valid_up, attend)
         return self.final_norm(x_upd)
 
 
@@ -198,7 +205,7 @@ class Resampler(nnx.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(d, True) for _ in range(4))
         self.out_proj = linear(d, False)
 
-    def __call__(self, x_upd: jax.Array, cells_up2: jax.Array, valid_up: jax.Array) -> jax.Array:
+    def __call__(self, x_upd: jax.Array, cells_up2: jax.Array, valid_up: jax.Array, attend: UnitAttend) -> jax.Array:
         """Features of patches, their (row, column), and which are no padding, to ``[units, queries, width]``."""
         x_upd = self.kv_norm(self.kv_proj(x_upd))
         u, _, d = x_upd.shape
@@ -208,7 +215,7 @@ class Resampler(nnx.Module):
             y.reshape(*y.shape[:2], d // HEAD_DIM, HEAD_DIM)
             for y in (jnp.broadcast_to(q_1qd, (u, *q_1qd.shape[1:])), self.k_proj(keys_upd), self.v_proj(x_upd))
         )
-        o_uqd = blocked_attention(q, k, v, valid_up).reshape(u, -1, d)
+        o_uqd = attend(q, k, v, valid_up).reshape(u, -1, d)
         return self.out_proj(self.out_norm(self.o_proj(o_uqd)))
 
 
@@ -220,7 +227,7 @@ class MiniCPMVEncoder(nnx.Module):
         self.resampler = Resampler(config.mm_width, config.vision.hidden_size, config.queries, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """Slices to MM tokens ``[units, queries, d_model]``.
 
         Args:
@@ -232,5 +239,5 @@ class MiniCPMVEncoder(nnx.Module):
         u, p, values = inputs["patches"].shape
         pixels = normalise(inputs["patches"].reshape(u, p, -1, c.vision.num_channels), c.image_mean, c.image_std)
         patches_upv = pixels.reshape(u, p, values).astype(self.tower.patch_embed.kernel.dtype)
-        features_upd = self.tower(patches_upv, inputs["positions"], valid_up)
-        return self.resampler(features_upd, inputs["cells"], valid_up)
+        features_upd = self.tower(patches_upv, inputs["positions"], valid_up, attend)
+        return self.resampler(features_upd, inputs["cells"], valid_up, attend)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import Linear
 from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
@@ -39,6 +40,11 @@ class Qwen2AudioConfig(ModelConfig):
     audio_token_id: int
 
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
+
+    @property
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Width of the tower's attention heads."""
+        return (self.audio.head_dim,)
 
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """Declared numbers of log-mel frames, the last enough for a clip of `max_tokens` MM tokens."""
@@ -90,7 +96,7 @@ class Qwen2AudioEncoder(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """Log-mel frames to MM tokens.
 
         Args:
@@ -102,7 +108,7 @@ class Qwen2AudioEncoder(nnx.Module):
         """
         mel_ufb = inputs["mel"]
         # Positions that see beyond the last frame given are behind the clip: no end needs marking.
-        features_upd = self.tower(mel_ufb, jnp.ones(mel_ufb.shape[:2], jnp.bool_), inputs["valid"])
+        features_upd = self.tower(mel_ufb, jnp.ones(mel_ufb.shape[:2], jnp.bool_), inputs["valid"], attend)
         u, positions, d = features_upd.shape
         pairs = features_upd[:, : positions // 2 * 2].reshape(u, positions // 2, 2, d)
         pooled = pairs.mean(axis=2, dtype=jnp.float32).astype(features_upd.dtype)

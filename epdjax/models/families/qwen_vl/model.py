@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.families.qwen_vl.fields import read_text, read_vision
 from epdjax.models.families.qwen_vl.vit import QwenVisionConfig, QwenVisionTower
 from epdjax.models.layers import normalise
@@ -49,6 +50,11 @@ class QwenVLConfig(ModelConfig):
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+
+    @property
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Width of the tower's attention heads."""
+        return (self.vision.head_dim,)
 
     @property
     def mm_levels(self) -> int:
@@ -157,7 +163,7 @@ class QwenVLEncoder(nnx.Module):
         self.tower = QwenVisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """Patches of units to MM tokens ``[units, patches / merge_size**2, mm_width]``.
 
         Args:
@@ -171,4 +177,4 @@ class QwenVLEncoder(nnx.Module):
         pixels = normalise(patches.reshape(*patches.shape[:-1], -1, 3), c.image_mean, c.image_std)
         taps = (inputs["position_rows"], inputs["position_weights"]) if c.vision.position_side else None
         x_upv = pixels.reshape(patches.shape).astype(self.tower.patch_embed.kernel.dtype)
-        return self.tower(x_upv, inputs["grid"], inputs["valid"], taps)
+        return self.tower(x_upv, inputs["grid"], inputs["valid"], taps, attend)

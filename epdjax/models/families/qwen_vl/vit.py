@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from epdjax.models.attention import blocked_attention, dense_attention
+from epdjax.models.attention import UnitAttend, blocked_attention, dense_attention
 from epdjax.models.layers import Linear, activation, norm, param
 from epdjax.models.rope import rotate
 
@@ -100,15 +100,19 @@ class VisionAttention(nnx.Module):
         )
         self.num_heads = config.num_heads
         self.slots = config.slots if windowed else None
+        self.scattered = config.window > 0  # each window of a unit has its own padding
 
-    def __call__(self, x_upd: jax.Array, cos: jax.Array, sin: jax.Array, valid_up: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_upd: jax.Array, cos: jax.Array, sin: jax.Array, valid_up: jax.Array, attend: UnitAttend
+    ) -> jax.Array:
         u, p, d = x_upd.shape
         q, k, v = (y(x_upd).reshape(u, p, self.num_heads, -1) for y in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if self.slots is None:
-            o = blocked_attention(q, k, v, valid_up)
+            o = attend(q, k, v, valid_up, scattered=self.scattered)
         else:
             q, k, v = (y.reshape(-1, self.slots, *y.shape[2:]) for y in (q, k, v))
+            # Always the reference: all scores of a unit are hardly more than its queries, because windows are small.
             o = dense_attention(q, k, v, valid_up.reshape(-1, 1, self.slots))
         # Unfused: with the transposition of 65536 patches fused into it, XLA:GPU finds no tiles for the product.
         return self.o_proj(jax.lax.optimization_barrier(o.reshape(u, p, d)))
@@ -139,8 +143,10 @@ class VisionLayer(nnx.Module):
         self.norm2 = norm(config.norm_type, d, eps=NORM_EPS, dtype=dtype)
         self.mlp = VisionMLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_upd: jax.Array, cos: jax.Array, sin: jax.Array, valid_up: jax.Array) -> jax.Array:
-        x_upd = x_upd + self.attention(self.norm1(x_upd), cos, sin, valid_up)
+    def __call__(
+        self, x_upd: jax.Array, cos: jax.Array, sin: jax.Array, valid_up: jax.Array, attend: UnitAttend
+    ) -> jax.Array:
+        x_upd = x_upd + self.attention(self.norm1(x_upd), cos, sin, valid_up, attend)
         return x_upd + self.mlp(self.norm2(x_upd))
 
 
@@ -183,6 +189,7 @@ class QwenVisionTower(nnx.Module):
         grid_up2: jax.Array,
         valid_up: jax.Array,
         taps: tuple[jax.Array, jax.Array] | None = None,
+        attend: UnitAttend = blocked_attention,
     ) -> jax.Array:
         """Run the tower.
 
@@ -191,6 +198,7 @@ class QwenVisionTower(nnx.Module):
             grid_up2: int, row and column of each patch.
             valid_up: bool, False for padding.
             taps: rows of the table of positions int32 ``[u, p, 4]`` and their weights float32; for towers with one.
+            attend: how the patches of a unit attend to one another.
 
         Returns:
             ``[u, p / merge_size**2, (1 + levels) * out_size]``: each token's embedding, then its DeepStack levels.
@@ -203,7 +211,7 @@ class QwenVisionTower(nnx.Module):
         cos, sin = axial_rotary(grid_up2, c.head_dim, c.rope_theta)
         levels = []
         for i, layer in enumerate(self.layers):
-            x_upd = layer(x_upd, cos, sin, valid_up)
+            x_upd = layer(x_upd, cos, sin, valid_up, attend)
             if i in c.deepstack_layers:
                 levels.append(self.level_mergers[c.deepstack_layers.index(i)](x_upd))
         return jnp.concatenate([self.merger(x_upd), *levels], axis=-1)

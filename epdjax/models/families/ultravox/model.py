@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from epdjax.models.attention import UnitAttend, blocked_attention
 from epdjax.models.layers import Linear, RMSNorm
 from epdjax.models.model_config import ModelConfig
 from epdjax.models.text_config import TEXT_DEFAULTS, TextConfig
@@ -53,6 +54,11 @@ class UltravoxConfig(ModelConfig):
     later: bool
 
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
+
+    @property
+    def encoder_head_dims(self) -> tuple[int, ...]:
+        """Width of the tower's attention heads."""
+        return (self.audio.head_dim,)
 
     def unit_sizes(self, max_tokens: int) -> tuple[int, ...]:
         """Declared numbers of log-mel frames, the last enough for a window of `max_tokens` MM tokens."""
@@ -139,7 +145,7 @@ class UltravoxEncoder(nnx.Module):
         self.tower = WhisperTower(config.audio, dtype=dtype, rngs=rngs)
         self.projector = UltravoxProjector(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, inputs: Mapping[str, jax.Array], attend: UnitAttend = blocked_attention) -> jax.Array:
         """Log-mel frames to MM tokens.
 
         Args:
@@ -150,5 +156,5 @@ class UltravoxEncoder(nnx.Module):
         Returns:
             ``[units, ceil(frames / 2 / stack), d_model]``.
         """
-        features_upd = self.tower.final_norm(self.tower(inputs["mel"], inputs["frames"], inputs["valid"]))
+        features_upd = self.tower.final_norm(self.tower(inputs["mel"], inputs["frames"], inputs["valid"], attend))
         return self.projector(jnp.where(inputs["kept"][..., None], features_upd, 0))

@@ -1,0 +1,1 @@
+"""How an instance attends: a kernel for each stage it performs, chosen by rules when the instance is built."""
