@@ -45,6 +45,38 @@ def measure(llm: LLM, side: int = 600, words: int = 300, repeats: int = 9) -> li
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Crowd:
+    """Many requests about one picture at once.
+
+    Attributes:
+        requests: how many.
+        units: encode units of the picture. encoded: units that were encoded for all of them together.
+        seconds: until all had their first token. alone_s: of one of them, with another picture.
+    """
+
+    requests: int
+    units: int
+    encoded: int
+    seconds: float
+    alone_s: float
+
+
+def crowd(llm: LLM, requests: int = 50, side: int = 600) -> Crowd:
+    """Ask as many different questions about one new picture at the same time; see `Crowd`."""
+    params = SamplingParams(temperature=0, max_tokens=1)
+    asked = [_about(_noise(2 * 10**6, side), f"question {i}?") for i in range(requests)]
+    units = len(llm.processor.prompt(asked[0]).media[0].units)
+    began = time.perf_counter()
+    llm.chat(_about(_noise(3 * 10**6, side), "question?"), params)
+    alone = time.perf_counter() - began
+    before = llm._engine.scheduler.encoding.units_encoded
+    began = time.perf_counter()
+    llm.chat(asked, params)
+    seconds = time.perf_counter() - began
+    return Crowd(requests, units, llm._engine.scheduler.encoding.units_encoded - before, seconds, alone)
+
+
 def _case(llm: LLM, what: str, repeats: int, make: Any) -> Effect:
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats + 1):

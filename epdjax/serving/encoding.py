@@ -34,6 +34,7 @@ class EncodeStage:
         self._instances, self._choose, self._work_ids, self._queued = instances, choose, work_ids, queued
         self.staging = Staging()
         self.ready: collections.deque[MoveMM] = collections.deque()  # moves that follow from finished encodes
+        self.units_encoded = 0
 
     def queue(self, request: Request, prefiller: Ledger, indices: Sequence[int]) -> None:
         """Queue units of a request whose P instance has been chosen.
@@ -71,6 +72,7 @@ class EncodeStage:
 
     def encoded(self, work: Encode) -> None:
         """An encode has finished: queue the moves of its rows, one for each destination."""
+        self.units_encoded += len(work.units)
         rows: dict[str, list[UnitMove]] = {}
         for row, unit in enumerate(work.units):
             arrivals = self._instances[unit.target].arrivals

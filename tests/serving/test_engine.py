@@ -251,10 +251,10 @@ def test_what_is_cached_is_neither_encoded_nor_run_again(llm: LLM, monkeypatch: 
 def test_many_ask_about_one_picture_at_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = count_units(llm, monkeypatch)
     forget(llm)
-    conversations = [ask(f"question {i}", picture(60, 40, 77)) for i in range(12)]
+    conversations = [ask(f"question {i}", picture(60, 40, 77)) for i in range(50)]
     together = [o.outputs[0].token_ids for o in llm.chat(conversations, GREEDY)]
     assert sum(encoded) == len(llm.processor.prompt(conversations[0]).media[0].units)
-    for conversation, tokens in zip(conversations, together):
+    for conversation, tokens in zip(conversations[::7], together[::7]):
         forget(llm)
         assert llm.chat(conversation, GREEDY)[0].outputs[0].token_ids == tokens
     audit(llm._engine.scheduler)
