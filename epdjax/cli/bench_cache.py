@@ -40,6 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     Console().print(table)
     print(
         f"{many.requests} different questions about one picture of {many.units} units at once: {many.encoded} units "
-        f"encoded, {many.seconds * 1e3:.0f} ms until all had their first token ({many.alone_s * 1e3:.0f} ms for one alone)"
+        f"encoded, {many.seconds * 1e3:.0f} ms until all had their first token ({many.alone_s * 1e3:.0f} ms for one)"
     )
     return 0

@@ -1,7 +1,7 @@
 """The rows of a prefill or decode step: what the host says of each, packed into two arrays to keep transfers few.
 
 A row of an int32 array holds the fields of `INTS` and then the sequence's block table; a row of a float32 array those
-of `FLOATS`. `pack_rows` makes them on the host, `Rows.unpack` takes them apart inside a step.
+of `FLOATS`. `pack_rows` makes them on the host, `Rows` takes them apart inside a step.
 """
 
 import dataclasses
@@ -78,36 +78,28 @@ def fill_row(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The fields of all rows ``[b]``, on the device; see `SamplingParams` for those of a request's settings.
+    """All rows of a step on the device, as they were packed. Their fields ``[b]`` are attributes: those of `INTS` and
+    `FLOATS` by name, taken out where they are used, so that a branch that is not run costs no slice of its own.
 
-    Attributes:
-        start, length: position of the first token that is run, and how many are.
-        slot: of the sequence.
-        wants: bits, see `wants_of`.
-        prompt: position of the answer's first token.
+    ``start`` and ``length`` are the position of the first token that is run, and how many are; ``slot`` is the
+    sequence's, ``wants`` are bits (see `wants_of`), ``prompt`` is the position of the answer's first token, and the
+    others are settings of `SamplingParams`.
     """
 
-    start: jax.Array
-    length: jax.Array
-    slot: jax.Array
-    top_k: jax.Array
-    seed: jax.Array
-    rope_delta: jax.Array
-    wants: jax.Array
-    prompt: jax.Array
-    min_tokens: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-    repetition_penalty: jax.Array
-    presence_penalty: jax.Array
-    frequency_penalty: jax.Array
+    ints: jax.Array
+    floats: jax.Array
 
-    @classmethod
-    def unpack(cls, ints: jax.Array, floats: jax.Array) -> "Rows":
-        """From packed arrays; the block tables are left out."""
-        fields = {name: ints[:, i] for i, name in enumerate(INTS)}
-        return cls(**fields, **{name: floats[:, i] for i, name in enumerate(FLOATS)})
+    def __getattr__(self, name: str) -> jax.Array:
+        if name in INTS:
+            return self.ints[:, INTS.index(name)]
+        if name in FLOATS:
+            return self.floats[:, FLOATS.index(name)]
+        raise AttributeError(name)
+
+    @property
+    def tables(self) -> jax.Array:
+        """The blocks of each row's sequence, int32 ``[b, pages]``."""
+        return self.ints[:, ROW_FIELDS:]
 
     @property
     def position(self) -> jax.Array:

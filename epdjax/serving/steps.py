@@ -17,7 +17,7 @@ from flax import nnx
 
 from epdjax.models.attention import UnitAttend
 from epdjax.serving.paged import PagedAttend, PagedRows, PagesAttend
-from epdjax.serving.rows import ROW_FIELDS, Rows
+from epdjax.serving.rows import Rows
 from epdjax.serving.sampling import NO_TOKEN, Sampled, sample
 from epdjax.serving.slots import Slots, last_tokens, put_token
 
@@ -91,8 +91,8 @@ def _run(
     levels_btld: jax.Array | None = None,
 ) -> tuple[Sampled, Pools, Slots]:
     model = split.join(leaves)
-    rows, tables_bp = Rows.unpack(ints, floats), ints[:, ROW_FIELDS:]
-    paged = PagedRows(tables_bp, rows.start, rows.length, x_btd.shape[1], pools[0].shape[1], sees_bt)
+    rows = Rows(ints, floats)
+    paged = PagedRows(rows.tables, rows.start, rows.length, x_btd.shape[1], pools[0].shape[1], sees_bt)
     attend = PagedAttend(pools, paged, attend_pages)
     positions = paged.positions_bt
     if model.config.rope.sections:
@@ -101,7 +101,7 @@ def _run(
     hidden_btd = model(x_btd, positions, attend, levels_btld)
     last_b = jnp.maximum(rows.length - 1, 0)
     hidden_bd = jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]
-    longest = tables_bp.shape[1] * pools[0].shape[1]
+    longest = rows.tables.shape[1] * pools[0].shape[1]
     logits_bv = model.logits(hidden_bd)
     sampled = sample(logits_bv, rows, slots, longest)
     slots = put_token(slots, rows.slot, rows.position, sampled.tokens)
@@ -173,7 +173,7 @@ def decode(
     floats: jax.Array,
 ) -> tuple[Sampled, Pools, Slots]:
     """One step for every sequence: run the token in its slot, sample the next one into it. Pools and slots donated."""
-    rows = Rows.unpack(ints, floats)
+    rows = Rows(ints, floats)
     x_btd = split.join(leaves).embed(last_tokens(slots, rows.slot, rows.start))[:, None]
     return _run(split, attend_pages, leaves, pools, slots, x_btd, ints, floats)
 

@@ -46,7 +46,7 @@ def packed(cases: Sequence[Case]) -> tuple[Rows, Slots]:
             slots = _seed(slots, np.array([row + 1], np.int32), values)
         settings = settings_of(case.params, case.seed, 0, len(case.prompt))
         fill_row(ints[row], floats[row], settings, len(known) - 1, 1, row + 1, (1,))
-    return Rows.unpack(jnp.asarray(ints), jnp.asarray(floats)), slots
+    return Rows(jnp.asarray(ints), jnp.asarray(floats)), slots
 
 
 def sampled(logits: np.ndarray, cases: Sequence[Case]) -> Sampled:
