@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import bench_cache, bench_encode, eval_demo, load_test, memory_table, serve, train_demo
+from epdjax.cli import bench_cache, bench_encode, bench_startup, eval_demo, load_test, memory_table, serve, train_demo
 
 COMMANDS = {
     "serve": serve,
@@ -12,6 +12,7 @@ COMMANDS = {
     "memory-table": memory_table,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
+    "bench-startup": bench_startup,
     "load-test": load_test,
 }
 

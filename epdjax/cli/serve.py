@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from epdjax.mesh.spec import MeshSpecError
-from epdjax.serving.config import DTYPES, EngineConfig
+from epdjax.serving.config import DTYPES, LADDERS, EngineConfig
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
 
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--order", choices=tuple(ORDERS), default="fcfs", help="in which queues are served")
     add("--assignment", choices=tuple(ASSIGNMENTS), default="least-loaded", help="of requests to instances")
     add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
+    add("--buckets", choices=LADDERS, default="full", help="compiled shapes: trimmed start sooner and pad more")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
     limits = ServingLimits()
     media = parser.add_argument_group("media")
@@ -76,7 +77,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """`EngineConfig` fields from parsed arguments."""
     same = (
         "mesh served_model_name dtype max_model_len max_seqs max_chunk max_units block_size kv_blocks mm_blocks "
-        "memory_share order assignment max_requests"
+        "memory_share order assignment max_requests buckets"
     )
     cache = arguments.compile_cache
     return {
@@ -128,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"cannot serve: {error}", file=sys.stderr)
         return 2
     print(_summary(llm, time.monotonic() - started), flush=True)
+    log_late_compiles()
     return serve(
         create_app(llm),
         listener,
@@ -136,9 +138,19 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
 
+def log_late_compiles() -> None:
+    """From now on JAX itself warns of whatever it compiles, and tells the shapes: nothing should be."""
+    import jax
+
+    jax.config.update("jax_log_compiles", True)
+
+
 def _summary(llm: object, seconds: float) -> str:
     deployment = llm.deployment  # type: ignore[attr-defined]
-    lines = [f"mesh {deployment.spec}, ready in {seconds:.1f} s ({len(deployment.programs)} programs)"]
+    count, cached = len(deployment.programs), deployment.started.cached
+    lines = [
+        f"mesh {deployment.spec}, ready in {seconds:.1f} s ({count} programs, {cached} of them from a cache on disk)"
+    ]
     stages = {"E": "encode", "P": "prefill", "D": "decode"}
     for name, instance in deployment.instances.items():
         roles = " + ".join(stages[role] for role in instance.roles)

@@ -8,6 +8,7 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LADDERS = ("full", "trimmed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class EngineConfig:
         irp: share the units of a request among the E devices (intra-request parallel encoding).
         order, assignment: scheduling policies.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
-        buckets: compiled shapes; None: `default_buckets`.
+        buckets: compiled shapes: ``full``, `default_buckets`; ``trimmed``, half as many of each kind, for quick
+            starts at the price of more padding; or just these.
         compile_cache: folder of the persistent compilation cache; None: no cache on disk.
         preprocess_threads: threads that decode and tile pictures.
         limits: what a request's media may cost.
@@ -57,7 +59,7 @@ class EngineConfig:
     order: str = "fcfs"
     assignment: str = "least-loaded"
     memory_share: float = 0.9
-    buckets: Buckets | None = None
+    buckets: Buckets | str = "full"
     compile_cache: str | Path | None = None
     preprocess_threads: int = 4
     limits: ServingLimits = dataclasses.field(default_factory=ServingLimits)
@@ -74,6 +76,8 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
+        if not isinstance(self.buckets, Buckets) and self.buckets not in LADDERS:
+            raise ValueError(f"buckets must be one of {', '.join(LADDERS)}, or Buckets, not {self.buckets!r}")
         for name, known in (("dtype", DTYPES), ("order", tuple(ORDERS)), ("assignment", tuple(ASSIGNMENTS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
