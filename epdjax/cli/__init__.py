@@ -3,7 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import bench_cache, bench_encode, bench_startup, eval_demo, load_test, memory_table, serve, train_demo
+from epdjax.cli import (
+    bench_cache,
+    bench_encode,
+    bench_pace,
+    bench_startup,
+    eval_demo,
+    load_test,
+    memory_table,
+    serve,
+    train_demo,
+)
 
 COMMANDS = {
     "serve": serve,
@@ -12,6 +22,7 @@ COMMANDS = {
     "memory-table": memory_table,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
+    "bench-pace": bench_pace,
     "bench-startup": bench_startup,
     "load-test": load_test,
 }
