@@ -91,7 +91,7 @@ def _tokenizer(vocab: int) -> Tokenizer:
     """Byte-level BPE that merges letters to pairs and pairs to fours, as many as there is room for."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = ["".join(pair) for pair in itertools.product(string.ascii_lowercase, repeat=2)]
-    merges = [(pair[0], pair[1]) for pair in pairs] + list(itertools.product(pairs, repeat=2))
+    merges = [(pair[0], pair[1]) for pair in pairs] + [(first, second) for first in pairs for second in pairs]
     merges = merges[: max(0, vocab - len(pieces) - len(SPECIALS))]
     pieces += [first + second for first, second in merges]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))

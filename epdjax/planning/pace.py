@@ -105,14 +105,20 @@ async def measure_pace(llm: AsyncLLM, streams: int, seconds: float, prompt_token
         beside = gaps.take()
         for task in running:
             task.cancel()
-    times = [*done, []][:2]
+    prompts, pictures = done[0], done[1] if tiles else []
     return Pace(
         Gaps.of(alone),
         Gaps.of(beside),
-        *(len(some) for some in times),
-        *(float(np.mean([s for s, _ in some])) if some else float("nan") for some in times),
-        prompt_tokens=times[0][0][1],
+        len(prompts),
+        len(pictures),
+        _mean_seconds(prompts),
+        _mean_seconds(pictures),
+        prompts[0][1],
     )
+
+
+def _mean_seconds(done: list[tuple[float, int]]) -> float:
+    return float(np.mean([seconds for seconds, _ in done])) if done else float("nan")
 
 
 class _Recorder:
@@ -159,7 +165,7 @@ async def _stream(llm: AsyncLLM, messages: list[dict[str, Any]], gaps: _Recorder
 
 async def _others(llm: AsyncLLM, until: float, make: Any) -> list[tuple[float, int]]:
     """One request after another, each new, for one token; (seconds, prompt tokens) of each."""
-    done = []
+    done: list[tuple[float, int]] = []
     while not done or time.monotonic() < until:
         messages, began = make(), time.monotonic()
         async with contextlib.aclosing(_generate(llm, messages, SamplingParams(temperature=0, max_tokens=1))) as outs:
