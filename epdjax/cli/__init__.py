@@ -8,6 +8,7 @@ from epdjax.cli import (
     bench_encode,
     bench_pace,
     bench_startup,
+    bench_transformers,
     eval_demo,
     load_test,
     memory_table,
@@ -24,6 +25,7 @@ COMMANDS = {
     "bench-encode": bench_encode,
     "bench-pace": bench_pace,
     "bench-startup": bench_startup,
+    "bench-transformers": bench_transformers,
     "load-test": load_test,
 }
 
