@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from epdjax.cli import (
     bench_cache,
     bench_encode,
+    bench_overhead,
     bench_pace,
     bench_startup,
     bench_transformers,
@@ -23,6 +24,7 @@ COMMANDS = {
     "memory-table": memory_table,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
+    "bench-overhead": bench_overhead,
     "bench-pace": bench_pace,
     "bench-startup": bench_startup,
     "bench-transformers": bench_transformers,
