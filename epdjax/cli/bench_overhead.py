@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         write_random_internvl(Path(made), SIZE)
         with CompileProgress() as progress:
             longest, most = PROMPT + arguments.tokens + 16, max(arguments.batch)
-            llm = LLM(made, "1EPD", max_model_len=longest, max_seqs=most, max_chunk=64, progress=progress)
+            blocks = most * -(-longest // 16)
+            settings = {"max_model_len": longest, "max_seqs": most, "max_chunk": 64, "kv_blocks": blocks}
+            llm = LLM(made, "1EPD", progress=progress, **settings)
     if arguments.freeze:
         gc.collect()
         gc.freeze()

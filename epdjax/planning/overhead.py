@@ -58,6 +58,9 @@ def measure_decode(llm: LLM, batch: int, tokens: int = 128, repeats: int = 3) ->
 
     Args:
         llm: idle, on one instance that does everything; its caches hold nothing of use afterwards.
+
+    Raises:
+        ValueError: it has no room for all of them at once.
     """
     (instance,) = llm.deployment.instances.values()
     buckets = llm.deployment.scheduling.buckets
@@ -96,6 +99,8 @@ def _run(llm: LLM, batch: int, tokens: int, seed: int) -> tuple[float, int]:
     for _ in requests:
         left.acquire()
     began, ended = max(some[0] for some in times), min(some[-1] for some in times)
+    if ended <= began:
+        raise ValueError(f"{batch} answers do not run at once here; give more slots or KV blocks, or longer answers")
     steps = min(sum(began < at <= ended for at in some) for some in times)
     return ended - began, max(1, steps)
 
