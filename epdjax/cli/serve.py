@@ -150,8 +150,8 @@ def log_late_compiles() -> None:
 def freeze_start_up() -> None:
     """Take what start-up has made out of the garbage collector's view.
 
-    That is 740,000 objects of JAX, transformers and compiled programs; a collection of all of them stops every thread for
-    as long as 2 s on two busy CPU cores.
+    That is 740,000 objects of JAX, transformers and compiled programs; a collection of all of them stops every thread,
+    for as long as 2 s on two busy CPU cores.
     """
     gc.collect()
     gc.freeze()
