@@ -3,7 +3,20 @@
 import argparse
 from collections.abc import Sequence
 
-from epdjax.cli import bench_attention, bench_cache, bench_encode, eval_demo, load_test, memory_table, serve, train_demo
+from epdjax.cli import (
+    bench_attention,
+    bench_cache,
+    bench_encode,
+    bench_overhead,
+    bench_pace,
+    bench_startup,
+    bench_transformers,
+    eval_demo,
+    load_test,
+    memory_table,
+    serve,
+    train_demo,
+)
 
 COMMANDS = {
     "serve": serve,
@@ -13,6 +26,10 @@ COMMANDS = {
     "bench-attention": bench_attention,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
+    "bench-overhead": bench_overhead,
+    "bench-pace": bench_pace,
+    "bench-startup": bench_startup,
+    "bench-transformers": bench_transformers,
     "load-test": load_test,
 }
 

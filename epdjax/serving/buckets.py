@@ -41,10 +41,26 @@ class Buckets:
         fitting = [b for b in self.prefill if b[0] >= rows and b[1] >= tokens]
         return min(fitting, key=lambda b: (b[0] * b[1], b), default=None)
 
+    def trimmed(self) -> "Buckets":
+        """Every second rung of each ladder, from the largest down: the same limits with far fewer programs (kinds of
+        shapes multiply), for up to about twice as much padding in each dimension."""
+        rows = {rows: [tokens for r, tokens in self.prefill if r == rows] for rows, _ in self.prefill}
+        prefill = ((r, tokens) for r, ladder in rows.items() for tokens in _every_second(tuple(ladder)))
+        ladders = {
+            field.name: _every_second(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "prefill"
+        }
+        return Buckets(prefill=_sorted(prefill), **ladders)
+
     @property
     def max_chunk(self) -> int:
         """Longest prompt chunk of a single row."""
         return max(tokens for _, tokens in self.prefill)
+
+
+def _every_second(ladder: tuple[int, ...]) -> tuple[int, ...]:
+    return ladder[::-1][::2][::-1]
 
 
 def smallest(buckets: tuple[int, ...], size: int) -> int:

@@ -9,6 +9,7 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LADDERS = ("full", "trimmed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class EngineConfig:
         slo_s: the first token of a request that says nothing else is due after so many seconds (order ``deadline``).
         decode_pace: decode steps that a prefill step may last on an instance that also decodes.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
-        buckets: compiled shapes; None: `default_buckets`.
+        buckets: compiled shapes: ``full``, `default_buckets`; ``trimmed``, half as many of each kind, for quick
+            starts at the price of more padding; or just these.
         compile_cache: folder of the persistent compilation cache; None: no cache on disk.
         preprocess_threads: threads that decode and tile pictures.
         limits: what a request's media may cost.
@@ -69,7 +71,7 @@ class EngineConfig:
     slo_s: float = 10.0
     decode_pace: float = 4.0
     memory_share: float = 0.9
-    buckets: Buckets | None = None
+    buckets: Buckets | str = "full"
     compile_cache: str | Path | None = None
     preprocess_threads: int = 4
     limits: ServingLimits = dataclasses.field(default_factory=ServingLimits)
@@ -90,6 +92,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")
+        if not isinstance(self.buckets, Buckets) and self.buckets not in LADDERS:
+            raise ValueError(f"buckets must be one of {', '.join(LADDERS)}, or Buckets, not {self.buckets!r}")
         for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")

@@ -14,7 +14,8 @@ from epdjax.mesh.spec import MeshSpec
 from epdjax.models.checkpoint import load_part
 from epdjax.models.registry import Family, abstract_part, config_of, dtype_of, family_of
 from epdjax.serving.admission import SchedulerConfig
-from epdjax.serving.buckets import default_buckets
+from epdjax.serving.buckets import Buckets, default_buckets
+from epdjax.serving.compiles import Compiled, compile_counter
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
@@ -37,6 +38,7 @@ class Deployment:
         instances: by name.
         scheduling: limits and shapes, as the scheduler takes them.
         programs: every compiled program, for inspection.
+        started: what was compiled for them. ready: the process's count when all was done.
     """
 
     spec: MeshSpec
@@ -46,6 +48,14 @@ class Deployment:
     instances: dict[str, Instance]
     scheduling: SchedulerConfig
     programs: dict[Job, Any]
+    started: Compiled
+    ready: Compiled
+
+    @property
+    def compiles_after_ready(self) -> int:
+        """Programs that this process has compiled since, other than to start another deployment: none, or there is a
+        shape that start-up did not foresee (or other code in the process)."""
+        return (compile_counter().count - self.ready).late
 
 
 def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
@@ -56,6 +66,11 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
         ValueError: the model is not supported, its checkpoint does not fit, or memory is too small; the message says
             what to change.
     """
+    with compile_counter().expected():
+        return _build(config, progress)
+
+
+def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
     folder = Path(config.model)
     if not folder.is_dir():
         raise ValueError(f"model {str(config.model)!r} is not a folder; give the local folder of a checkpoint")
@@ -88,11 +103,15 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Deployment:
         instances[place.name] = instance(place, kv_blocks)
         instances[place.name].attention.tell(place.name)
     jobs = [job for i in instances.values() for job in jobs_of(i, instances.values())]
+    before = compile_counter().count
     programs = compile_all(jobs, progress)
+    started = compile_counter().count - before
     for i in instances.values():
         if i.performs("P") or i.performs("D"):
             i.make_pools()
-    return Deployment(spec, family, model, family.processor(folder, model), instances, scheduling, programs)
+    processor = family.processor(folder, model)
+    ready = compile_counter().ready()
+    return Deployment(spec, family, model, processor, instances, scheduling, programs, started, ready)
 
 
 def check_tensor_widths(places: list[InstanceMesh], model: Any) -> None:
@@ -132,15 +151,7 @@ def scheduling_for(config: EngineConfig, model: Any) -> SchedulerConfig:
         raise ValueError(f"max_model_len {config.max_model_len} is beyond the model's own {longest}")
     max_model_len = config.max_model_len or min(longest, 8192)
     return SchedulerConfig(
-        buckets=config.buckets
-        or default_buckets(
-            max_model_len=max_model_len,
-            block_size=config.block_size,
-            max_chunk=config.max_chunk,
-            max_seqs=config.max_seqs,
-            max_units=config.max_units,
-            unit_sizes=model.unit_sizes(max_model_len),
-        ),
+        buckets=_buckets(config, model, max_model_len),
         block_size=config.block_size,
         mm_block_size=model.mm_block_size,
         max_model_len=max_model_len,
@@ -151,6 +162,20 @@ def scheduling_for(config: EngineConfig, model: Any) -> SchedulerConfig:
         assignment=config.assignment,
         decode_pace=config.decode_pace,
     )
+
+
+def _buckets(config: EngineConfig, model: Any, max_model_len: int) -> Buckets:
+    if isinstance(config.buckets, Buckets):
+        return config.buckets
+    full = default_buckets(
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        max_chunk=config.max_chunk,
+        max_seqs=config.max_seqs,
+        max_units=config.max_units,
+        unit_sizes=model.unit_sizes(max_model_len),
+    )
+    return full.trimmed() if config.buckets == "trimmed" else full
 
 
 def instance_spec(
@@ -187,4 +212,4 @@ def _load(
 def _use_compile_cache(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a warm start compiles nothing at all

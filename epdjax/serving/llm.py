@@ -351,6 +351,8 @@ class AsyncLLM(_Serving):
                 for name, i in self.deployment.instances.items()
             },
             "requests": self._engine.counts(),
+            "programs": len(self.deployment.programs),
+            "compiles_after_ready": self.deployment.compiles_after_ready,
         }
         if dead:
             detail["reason"] = dead

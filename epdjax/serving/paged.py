@@ -121,6 +121,19 @@ class PagedAttend:
         # A weight of zero times NaN is NaN: blocks must stay harmless to whoever gets them next, masked or not.
         kv_btch = jnp.where(jnp.isfinite(kv_btch), kv_btch, 0)
         pool = self.pools[layer]
-        pool = pool.at[self._block_bt, self._offset_bt].set(kv_btch.astype(pool.dtype))
+        pool = _write(pool, self._block_bt, self._offset_bt, kv_btch)
         self.pools[layer] = pool
         return self._attend_pages(q, pool, self._rows, kind)
+
+
+def _write(pool: jax.Array, block_bt: jax.Array, offset_bt: jax.Array, kv_btch: jax.Array) -> jax.Array:
+    """The pool with the keys and values of new tokens in place.
+
+    A single token is written together with a row of padding. XLA makes a slice update of a scatter of one row, and
+    XLA:CPU then copies the whole pool around it: 403 ms for a decode step of one sequence instead of 51 (16 layers with
+    pools of 33 MB).
+    """
+    if block_bt.size == 1:
+        block_bt, offset_bt = (jnp.pad(some, ((0, 0), (0, 1))) for some in (block_bt, offset_bt))
+        kv_btch = jnp.pad(kv_btch, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return pool.at[block_bt, offset_bt].set(kv_btch.astype(pool.dtype))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from epdjax.serving import steps
+from epdjax.serving.compiles import compile_counter
 from epdjax.serving.instance import Instance
 from epdjax.serving.moving import MOST_PARTS
 from epdjax.serving.rows import FLOAT_FIELDS, ROW_FIELDS
@@ -43,7 +44,8 @@ class Job:
         options = None
         if self.instance.submesh.devices[0].platform in ("gpu", "cuda"):
             options = GPU_ENCODE_OPTIONS if self.key[0] == "encode" else GPU_OPTIONS
-        return self.lower().compile(compiler_options=options)
+        with compile_counter().expected():
+            return self.lower().compile(compiler_options=options)
 
     @property
     def label(self) -> str:

@@ -58,3 +58,11 @@ def test_the_invitation_carries_the_picture() -> None:
     assert picture.getpixel((40, 40))[0] > 180 > picture.getpixel((128, 35))[0]
     command = invitation("0.0.0.0", 1234, "some-model").splitlines()[-1]
     assert command.startswith("curl -s http://127.0.0.1:1234/v1/chat/completions") and len(command) < 2000
+
+
+def test_collections_pass_over_what_start_up_made() -> None:
+    code = (
+        "import gc; from epdjax.cli.serve import freeze_start_up; kept = [[i] for i in range(10_000)]\n"
+        "freeze_start_up(); print(gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 10_000)"
+    )
+    assert run("-c", code).stdout.split() == ["True", "True"]
