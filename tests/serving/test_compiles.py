@@ -42,7 +42,8 @@ def test_a_late_compile_is_told_with_its_shape(checkpoint: Path, caplog: pytest.
     with make_llm(checkpoint, "1EPD") as llm:
         deployment = llm.deployment
         assert deployment.compiles_after_ready == 0
-        assert deployment.started == Compiled(programs=len(deployment.programs))
+        # JAX may still have programs that an earlier engine of this process had compiled for the same device.
+        assert 0 < deployment.started.programs <= len(deployment.programs) and not deployment.started.late
         llm.chat(CONVERSATIONS["one tile"])
         assert deployment.compiles_after_ready == 0
         log_late_compiles()
