@@ -11,14 +11,13 @@ import numpy as np
 
 from epdjax.serving.encode_speed import random_unit
 from epdjax.serving.instance import Instance
-from epdjax.serving.steps import ROW_FIELDS, pack_rows, prompt_arrays
 
 
 def time_step(instance: Instance, key: tuple[str, Any], repeats: int = 5) -> float:
-    """Median seconds of a step of an idle instance, from its call to its result; what it writes is lost.
+    """Median seconds of a step, from its call to its result, with pools of its own.
 
     Args:
-        instance: nobody else may use it meanwhile; call `Instance.make_pools` before it serves again.
+        instance: idle, or the time is shared.
         key: of one of its programs: ``encode``, ``prefill`` or ``decode``.
         repeats: timed calls, after one that is not.
 
@@ -51,30 +50,25 @@ def _call(instance: Instance, key: tuple[str, Any]) -> Callable[[], jax.Array]:
         return lambda: program(instance.parts["encoder"][1], placed)
     if kind not in ("prefill", "decode"):
         raise ValueError(f"{kind} is not a step that computes; time encode, prefill or decode")
-    rows, pages = shape[0], shape[-1]
-    tokens = shape[1] if kind == "prefill" else 1
-    ints, floats = pack_rows(rows, pages)
-    _fill(ints, tokens, pages, instance)
-    arguments = [jax.device_put(array, instance.replicated) for array in (ints, floats)]
-    if kind == "prefill":
-        arrays = prompt_arrays(instance.model, rows, tokens).items()
-        prompt = {name: np.zeros(dims, dtype) for name, (dims, dtype) in arrays}
-        arguments = [instance.mm_pool, jax.device_put(prompt, instance.replicated), *arguments]
     leaves = instance.parts["language_model"][1]
+    pools, slots, mm_pool = instance.programs["pools", None]()
+    # Weights, pools and slots come first; then the MM pool and the prompt of a prefill; the packed rows come last.
+    shapes = program.args_info[0][4 if kind == "prefill" else 3 :]
+    zeros = jax.tree.map(lambda info: np.zeros(info.shape, info.dtype), shapes)
+    _fill(zeros[-2], shape[1] if kind == "prefill" else 1, shape[-1], instance)
+    arguments = [mm_pool] * (kind == "prefill") + list(jax.device_put(zeros, instance.replicated))
 
     def step() -> jax.Array:
-        sampled, instance.pools, instance.last_tokens = program(
-            leaves, instance.pools, instance.last_tokens, *arguments
-        )
+        nonlocal pools, slots
+        sampled, pools, slots = program(leaves, pools, slots, *arguments)
         return sampled
 
     return step
 
 
 def _fill(ints: np.ndarray, tokens: int, pages: int, instance: Instance) -> None:
-    """Rows that are as long as their pages allow, each with blocks of its own where there are as many."""
+    """Greedy rows that are as long as their pages allow, each with blocks of its own where there are as many."""
     blocks = instance.spec.kv_blocks
     for row, fields in enumerate(ints):
-        fields[0], fields[1] = pages * instance.block_size - tokens, tokens
-        fields[2] = 1 + row % instance.spec.slots
-        fields[ROW_FIELDS:] = 1 + (row * pages + np.arange(pages)) % blocks
+        fields[:2] = pages * instance.block_size - tokens, tokens
+        fields[-pages:] = 1 + (row * pages + np.arange(pages)) % blocks

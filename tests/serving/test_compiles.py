@@ -42,7 +42,8 @@ def test_a_late_compile_is_told_with_its_shape(checkpoint: Path, caplog: pytest.
     with make_llm(checkpoint, "1EPD") as llm:
         deployment = llm.deployment
         assert deployment.compiles_after_ready == 0
-        assert deployment.started == Compiled(programs=len(deployment.programs))
+        assert 0 < deployment.started.programs <= len(deployment.programs)  # equal ones are compiled once
+        assert deployment.started.late == 0
         llm.chat(CONVERSATIONS["one tile"])
         assert deployment.compiles_after_ready == 0
         log_late_compiles()
