@@ -17,10 +17,10 @@ from epdjax.serving.steps import prompt_arrays
 
 
 def time_step(instance: Instance, key: tuple[str, Any], repeats: int = 5) -> float:
-    """Median seconds of a step of an idle instance, from its call to its result; what it writes is lost.
+    """Median seconds of a step, from its call to its result, with pools of its own.
 
     Args:
-        instance: nobody else may use it meanwhile; call `Instance.make_pools` before it serves again.
+        instance: idle, or the time is shared.
         key: of one of its programs: ``encode``, ``prefill`` or ``decode``.
         repeats: timed calls, after one that is not.
 
@@ -58,14 +58,16 @@ def _call(instance: Instance, key: tuple[str, Any]) -> Callable[[], jax.Array]:
     ints, floats = pack_rows(rows, pages)
     _fill(ints, floats, tokens, pages, instance)
     arguments = [jax.device_put(array, instance.replicated) for array in (ints, floats)]
+    pools, slots, mm_pool = instance.programs["pools", None]()
     if kind == "prefill":
         arrays = prompt_arrays(instance.model, rows, tokens).items()
         prompt = {name: np.zeros(dims, dtype) for name, (dims, dtype) in arrays}
-        arguments = [instance.mm_pool, jax.device_put(prompt, instance.replicated), *arguments]
+        arguments = [mm_pool, jax.device_put(prompt, instance.replicated), *arguments]
     leaves = instance.parts["language_model"][1]
 
     def step() -> jax.Array:
-        sampled, instance.pools, instance.slots = program(leaves, instance.pools, instance.slots, *arguments)
+        nonlocal pools, slots
+        sampled, pools, slots = program(leaves, pools, slots, *arguments)
         return sampled.tokens
 
     return step

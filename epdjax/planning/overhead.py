@@ -57,7 +57,7 @@ def measure_decode(llm: LLM, batch: int, tokens: int = 128, repeats: int = 3) ->
     """Let `batch` answers run to `tokens` tokens, and the bare program of their step as often, in turns.
 
     Args:
-        llm: idle, on one instance that does everything; its caches hold nothing of use afterwards.
+        llm: idle, on one instance that does everything.
 
     Raises:
         ValueError: it has no room for all of them at once.
