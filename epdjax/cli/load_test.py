@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=4.0, metavar="R", help="requests per second (default: %(default)s)")
     add("--seconds", type=float, default=60.0, metavar="S", help="for how long they come (default: %(default)s)")
     add("--max-model-len", type=int, default=1024, metavar="N", help="context (default: %(default)s)")
+    add("--answer", nargs=2, type=int, default=(4, 32), metavar=("FROM", "TO"), help="tokens (default: 4 32)")
     add("--kv-blocks", type=int, metavar="N", help="KV blocks per instance; few of them make sequences preempt others")
     add("--compare", type=int, default=40, metavar="N", help="answers to compare with those alone (default: 40)")
     add("--seed", type=int, default=0, metavar="N", help="of the workload")
@@ -36,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.demo import demo_model_path
     from epdjax.planning.load import LoadReport, fingerprint
     from epdjax.planning.load import run as drive
-    from epdjax.planning.workload import poisson
+    from epdjax.planning.workload import Mix, poisson
     from epdjax.serving.llm import AsyncLLM
 
-    arrivals = list(poisson(arguments.rate, arguments.seconds, arguments.seed))
+    arrivals = list(poisson(arguments.rate, arguments.seconds, arguments.seed, Mix(answer=tuple(arguments.answer))))
     # The first engine of a process fixes how many virtual devices a CPU has: the largest comes first.
     meshes = sorted(arguments.mesh, key=lambda mesh: -MeshSpec.parse(mesh).devices)
     reports: dict[str, LoadReport] = {}
