@@ -90,11 +90,13 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
             jobs += [build.prefill(rows, tokens, p) for p in pages]
     if instance.performs("D"):
         jobs += [build.decode(r, p) for r in instance.buckets.decode_rows for p in instance.buckets.decode_pages]
-    if instance.performs("P") and not instance.performs("D"):
-        splits = {instance.tensor == other.tensor for other in instances if other.performs("D")}
+    # KV moves to instances that decode: from those that only prefill, and from others that decode and need the room.
+    others = [other for other in instances if other is not instance]
+    if instance.performs("P") or instance.performs("D"):
+        splits = {instance.tensor == other.tensor for other in others if other.performs("D")}
         jobs += [build.gather_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("D"):
-        widths = {other.tensor for other in instances if other.performs("P") and not other.performs("D")}
+        widths = {other.tensor for other in others if other.performs("P") or other.performs("D")}
         splits = {instance.tensor in (1, width) for width in widths}
         jobs += [build.land_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("P") or instance.performs("D"):

@@ -104,6 +104,16 @@ class Scheduler:
         self._retire(request)
         return True
 
+    def preempt(self, request_id: str) -> None:
+        """Take a sequence that is being decoded, or a prompt that shares an instance with such, out of its place: it
+        goes on elsewhere, or later, with the same tokens. Others are left where they are."""
+        request = self.requests.get(request_id)
+        if request is None or request.pausing or request.d_name is None:
+            return
+        ledger = self.instances[request.d_name]
+        if request_id in ledger.running or (request in ledger.prefill_queue and request.state is State.PREFILLING):
+            self._pause(request)
+
     def distrust(self, request_id: str) -> None:
         """What a request made of its media is not to be found by others."""
         request = self.requests[request_id]

@@ -1,5 +1,9 @@
 """KV is taken as it is needed: where it runs out, sequences make room for one another and answer the same."""
 
+import functools
+import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -37,3 +41,42 @@ def test_answers_survive_preemption(
         assert scheduler.preemptions > 0
         assert scheduler.idle
         audit(scheduler)
+
+
+@pytest.mark.parametrize("mesh", ["1EPD", "1E1P2D", "1E1P,1Dx2,1D"])
+def test_answers_survive_preemption_at_any_moment(
+    mesh: str, checkpoint: Path, reference: list[list[tuple[int, ...]]]
+) -> None:
+    """Every sequence is taken out again and again, whether it is in the way or not. With two D instances it moves from
+    one to the other, else it is prefilled again."""
+    with make_llm(checkpoint, mesh) as llm:
+        engine, rng = llm._engine, random.Random(0)
+        moved: list[str] = []
+        for instance in llm.deployment.instances.values():
+            send = instance.send_kv
+            instance.send_kv = lambda parts, target, send=send, name=instance.name: (  # type: ignore[method-assign]
+                moved.append(name),
+                send(parts, target),
+            )[1]
+        over = threading.Event()
+
+        def disturb() -> None:
+            while not over.is_set():
+                live = list(engine.scheduler.requests)
+                if live:
+                    engine._inbox.put(functools.partial(engine.scheduler.preempt, rng.choice(live)))
+                time.sleep(0.004)
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            for params, expected in zip(PARAMS, reference):
+                outputs = llm.chat([*CONVERSATIONS.values(), *MORE], params)
+                assert [output.outputs[0].token_ids for output in outputs] == expected
+        finally:
+            over.set()
+            thread.join()
+        assert engine.scheduler.preemptions > 10
+        assert ("D0" in moved and "D1" in moved) == (mesh != "1EPD")
+        assert engine.scheduler.idle
+        audit(engine.scheduler)

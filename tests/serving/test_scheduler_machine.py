@@ -156,6 +156,12 @@ class Machine(RuleBasedStateMachine):
         self.live.remove(request_id)
         self.start()
 
+    @precondition(lambda self: self.live)
+    @rule(pick=st.integers(0, 100))
+    def preempt(self, pick: int) -> None:
+        self.scheduler.preempt(sorted(self.live)[pick % len(self.live)])
+        self.start()
+
     @precondition(lambda self: self.outstanding())
     @rule(pick=st.integers(0, 100), stop=st.booleans())
     def finish(self, pick: int, stop: bool) -> None:
