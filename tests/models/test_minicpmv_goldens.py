@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from epdjax.models import config_of, family_of, load_model
+from epdjax.models.attention import blocked_attention
 from epdjax.models.families.minicpmv.keys import MINICPMV_KEYS
 from epdjax.models.families.minicpmv.model import MiniCPMVConfig, Resampler, cell_embedding
 from epdjax.models.families.minicpmv.processor import MiniCPMVProcessor
@@ -83,7 +84,9 @@ def test_encoder(golden: Golden, size: int) -> None:
         for row, unit in zip(inputs[name], golden.units, strict=True):
             row[: unit.size] = unit.inputs[name]
     pixels = (inputs["patches"] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    features = np.array(encoder.tower(jnp.asarray(pixels, jnp.float32), inputs["positions"], inputs["valid"]))
+    features = np.array(
+        encoder.tower(jnp.asarray(pixels, jnp.float32), inputs["positions"], inputs["valid"], blocked_attention)
+    )
     features[~inputs["valid"]] = 0
     np.testing.assert_allclose(features[:, :48], golden.expected["vit_last_hidden_state"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(encoder(inputs), golden.expected["image_embeds"], rtol=0, atol=2e-5)
@@ -115,7 +118,7 @@ def test_resampler_of_two_heads() -> None:
     for i, (rows, columns) in enumerate(sizes):
         cells[i, : rows * columns] = np.indices((rows, columns)).reshape(2, -1).T
         valid[i, : rows * columns] = True
-    np.testing.assert_allclose(module(features, cells, valid), io["output"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(module(features, cells, valid, blocked_attention), io["output"], rtol=0, atol=2e-5)
     grid = np.indices((5, 7)).transpose(1, 2, 0)
     np.testing.assert_allclose(cell_embedding(jnp.asarray(grid), 256), io["pos_embed_5x7"], rtol=0, atol=1e-6)
 
