@@ -6,6 +6,7 @@ room. Only sequences that are prefilled to the end hold others back when there i
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from epdjax.serving.blocks import blocks_for
@@ -15,6 +16,26 @@ from epdjax.serving.work import KVPart, MoveKV
 
 MOST_PARTS = 8  # requests in one move
 IN_FLIGHT = 2  # moves between two instances at a time; what becomes movable meanwhile goes together in the next
+
+
+@dataclasses.dataclass
+class MoveStats:
+    """What was moved so far, and how much of it anybody waited for.
+
+    Attributes:
+        moves, parts, blocks: how many. early_blocks: moved before their prompt was prefilled to its end.
+        seconds: of all moves together, from start to landing.
+        sequences: that have arrived complete. exposed_s: seconds they waited for the rest of their KV, from the end of
+            their prefill on, for room included.
+    """
+
+    moves: int = 0
+    parts: int = 0
+    blocks: int = 0
+    early_blocks: int = 0
+    seconds: float = 0.0
+    sequences: int = 0
+    exposed_s: float = 0.0
 
 
 class KVMoves:
@@ -37,8 +58,8 @@ class KVMoves:
         self._most_blocks = next(iter(instances.values())).buckets.move_blocks[-1]
         self.queue: list[Request] = []  # some of their KV is, or soon will be, to be moved
         self._in_flight: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.blocks_moved = 0
-        self.blocks_moved_early = 0  # of them, before their prompt was prefilled to its end
+        self._began: dict[int, float] = {}
+        self.stats = MoveStats()
 
     def enter(self, request: Request, source: Ledger) -> None:
         """Some KV of `request` is in place on `source`, and it is decoded elsewhere."""
@@ -80,8 +101,22 @@ class KVMoves:
                 self._in_flight[lane] += 1
                 yield MoveKV(next(self._work_ids), *lane, tuple(parts))
 
-    def ended(self, work: MoveKV) -> None:
+    def began(self, work: MoveKV, now: float) -> None:
+        """A move was started."""
+        self._began[work.work_id] = now
+
+    def ended(self, work: MoveKV, now: float) -> None:
+        """A move is over, well or not."""
         self._in_flight[work.source, work.instance] -= 1
+        self.stats.moves += 1
+        self.stats.parts += len(work.parts)
+        self.stats.seconds += now - self._began.pop(work.work_id, now)
+
+    def arrived(self, request: Request, now: float) -> None:
+        """All KV of a sequence has landed. One that was preempted is not counted: it waited for other things too."""
+        if not request.resumed:
+            self.stats.sequences += 1
+            self.stats.exposed_s += now - request.filled_at
 
     def _decoders(self) -> list[Ledger]:
         return [ledger for ledger in self._instances.values() if ledger.performs("D")]
@@ -130,12 +165,12 @@ class KVMoves:
         span = slice(first, first + count)
         request.moved = min((first + count) * self._block_size, request.filled)
         is_last = _complete(request) and request.moved == request.filled
-        self.blocks_moved += count
+        self.stats.blocks += count
         if is_last:
             request.state = State.MOVING_KV
             self.queue.remove(request)
         elif not _complete(request):
-            self.blocks_moved_early += count
+            self.stats.early_blocks += count
         return KVPart(
             request.request_id,
             request.kv_blocks(source)[span],

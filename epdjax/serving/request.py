@@ -96,6 +96,7 @@ class Request:
         prefilled: tokens of the context whose prefill was started, or whose KV was found.
         cached: tokens of the context whose KV was found.
         filled: tokens of the context whose KV is in place where it is prefilled.
+        filled_at: when all of it was, seconds.
         moved: of those, the ones whose move to the D instance was started.
         scheduled: answer tokens whose step was started (the first by prefill).
         delivered: answer tokens whose step is finished.
@@ -117,6 +118,7 @@ class Request:
     prefilled: int = 0
     cached: int = 0
     filled: int = 0
+    filled_at: float = 0.0
     moved: int = 0
     scheduled: int = 0
     delivered: int = 0

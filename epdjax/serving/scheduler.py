@@ -123,7 +123,7 @@ class Scheduler:
 
     def finished(self, work: Work, now: float, stopped: Collection[str] = ()) -> list[Finished]:
         """Work is done. `stopped` names requests whose token in this work ended their answer."""
-        requests = self._land(work)
+        requests = self._land(work, now)
         self.instances[work.instance].watch.ended(work, now)
         done: list[Finished] = []
         match work:
@@ -136,13 +136,14 @@ class Scheduler:
                 for chunk in work.chunks:
                     if request := requests.get(chunk.request_id):
                         if request.state is not State.INTERRUPTED:
-                            self._filled(request, self.instances[work.instance], chunk)
+                            self._filled(request, self.instances[work.instance], chunk, now)
                         if chunk.is_last:
                             done += self._delivered(request, stopped)
             case MoveKV():
                 for part in work.parts:
                     request = requests.get(part.request_id)
                     if request and part.is_last and request.state is not State.INTERRUPTED:
+                        self.moves.arrived(request, now)
                         self._leave_source(request)
                         self._start_decoding(request)
             case Decode():
@@ -153,7 +154,7 @@ class Scheduler:
 
     def failed(self, work: Work, now: float) -> list[Finished]:
         """Work raised: the requests in it end in an error, and nothing else is touched."""
-        requests = self._land(work)
+        requests = self._land(work, now)
         self.instances[work.instance].watch.failed(work)
         if isinstance(work, (Encode, MoveMM)):
             requests |= self.encoding.failed(work)
@@ -278,6 +279,8 @@ class Scheduler:
         if not isinstance(work, (MoveMM, MoveKV)):  # moves occupy links, not the instance's compute
             ledger.in_flight[work.work_id] = work
             ledger.watch.began(work, now)
+        elif isinstance(work, MoveKV):
+            self.moves.began(work, now)
         for request_id in request_ids(work):
             self.requests[request_id].in_flight += 1
         return work
@@ -297,11 +300,11 @@ class Scheduler:
 
     # ---- what follows from finished work --------------------------------------------------------------------------
 
-    def _land(self, work: Work) -> dict[str, Request]:
+    def _land(self, work: Work, now: float) -> dict[str, Request]:
         """Take work out of flight; returns its requests that are still live."""
         self.instances[work.instance].in_flight.pop(work.work_id, None)
         if isinstance(work, MoveKV):
-            self.moves.ended(work)
+            self.moves.ended(work, now)
         live = {}
         for request_id in request_ids(work):
             left = self.leaving.get(request_id)
@@ -315,9 +318,9 @@ class Scheduler:
                 del self.leaving[request_id]
         return live
 
-    def _filled(self, request: Request, ledger: Ledger, chunk: Chunk) -> None:
+    def _filled(self, request: Request, ledger: Ledger, chunk: Chunk, now: float) -> None:
         """KV of prompt tokens is in place: it can be shared, and moved on while the rest is run."""
-        request.filled = chunk.start + chunk.length
+        request.filled, request.filled_at = chunk.start + chunk.length, now
         ledger.publish_kv(request, chunk.start, request.filled)
         if not ledger.performs("D"):
             self.moves.enter(request, ledger)

@@ -88,4 +88,4 @@ def test_kv_moves_while_the_rest_is_prefilled_and_for_many_at_a_time() -> None:
     long = [part for move in moves for part in move.parts if part.request_id == "z"]
     assert [len(part.blocks) for part in long] == [4, 4, 5], "two chunks one by one, and what came up meanwhile"
     assert [part.is_last for part in long] == [False, False, True]
-    assert scheduler.moves.blocks_moved_early == 8
+    assert scheduler.moves.stats.early_blocks == 8
