@@ -42,8 +42,7 @@ def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
     """A kernel for encoders, each device attending to the units it has."""
     if kernel == REFERENCE:
         return blocked_attention
-    from epdjax.serving.attention.cudnn import attend_to_unit
-
+    attend_to_unit = _unit_kernel(kernel)
     units = PartitionSpec(mesh.axis_names)
 
     def attend(
@@ -77,6 +76,17 @@ def pages_attend(kernel: str, mesh: Mesh) -> PagesAttend:
     return attend
 
 
+def _unit_kernel(kernel: str) -> UnitAttend:
+    """A kernel for the units of one device."""
+    if kernel == "rowwise":
+        from epdjax.serving.attention import rowwise
+
+        return rowwise.attend_to_unit
+    from epdjax.serving.attention import cudnn
+
+    return cudnn.attend_to_unit
+
+
 def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
     """What a kernel reads of the rows, and how it attends to the pages of a device. Imported where it is used: Pallas
     takes its time, and its backends come and go with versions of JAX."""
@@ -84,6 +94,10 @@ def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...
         from epdjax.serving.attention import cudnn
 
         return cudnn.reads, cudnn.attend
+    if kernel == "rowwise":
+        from epdjax.serving.attention import rowwise
+
+        return rowwise.reads, rowwise.attend
     if kernel == "pallas":
         from epdjax.serving.attention import pallas_gpu
 

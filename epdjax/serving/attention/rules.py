@@ -88,6 +88,7 @@ RULES = (
     Rule("cudnn", "gpu", frozenset({"encode", "prefill"}), 8.0, head_dims=EIGHTS, softcap=False),
     Rule("cudnn", "gpu", frozenset({"encode", "prefill"}), 9.0, head_dims=WIDE_EIGHTS, softcap=False),
     Rule("pallas", "gpu", frozenset({"prefill", "decode"}), 8.0, head_dims=POWERS),
+    Rule("rowwise", "cpu", frozenset({"encode", "prefill", "decode"}), dtypes=HALF | {"float32"}),
     # Run by Pallas' interpreter: to look into the kernel where there is no GPU, and to test it.
     Rule("pallas", "cpu", frozenset({"prefill", "decode"}), dtypes=HALF | {"float32"}, asked=True),
     Rule(

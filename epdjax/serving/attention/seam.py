@@ -22,6 +22,8 @@ from epdjax.serving.paged import PagesAttend
 
 log = logging.getLogger(__name__)
 
+PLAIN = (REFERENCE, "rowwise")  # of XLA's own operations: no need to try them on the device
+
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
@@ -51,7 +53,7 @@ class Attention:
         for role in roles:
             needed = need(STAGES[role], submesh, model, dtype)
             choice = choose(needed, wanted)
-            if choice.kernel != REFERENCE and attached(submesh.devices[0]):
+            if choice.kernel not in PLAIN and attached(submesh.devices[0]):
                 choice = tried(choice, *trials(needed, model.text, block_size), dtype=needed.dtype)
             choices[role] = choice
         return cls(

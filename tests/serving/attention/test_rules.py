@@ -37,7 +37,9 @@ TABLE = [
     (TPU, {"bidirectional": True}, "reference"),
     (TPU, {"kv_heads": 3}, "reference"),
     (TPU, {"dtype": "float32"}, "reference"),
-    *((CPU, {"stage": stage}, "reference") for stage in STAGES.values()),
+    *((CPU, {"stage": stage}, "rowwise") for stage in STAGES.values()),
+    (CPU, {"dtype": "bfloat16", "head_dims": (20,), "softcap": True, "bidirectional": True}, "rowwise"),
+    (CPU, {"dtype": "float64"}, "reference"),
 ]
 
 
@@ -110,6 +112,6 @@ def test_a_kernel_is_never_given_what_it_cannot_do(need: Need, wanted: str) -> N
 
 def test_other_names_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="attention must be one of auto, reference, cudnn, pallas, ragged, not 'flash'"
+        ValueError, match="attention must be one of auto, reference, cudnn, pallas, rowwise, ragged, not 'flash'"
     ):
         EngineConfig(model="x", attention="flash")

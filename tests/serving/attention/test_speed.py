@@ -26,14 +26,15 @@ def test_work_is_counted() -> None:
     assert window.bytes(jnp.float32) == 4 * 8 * (2 * 3 * 4 + 2 * 6 * 2)
 
 
+@pytest.mark.parametrize("kernel", ["reference", "rowwise"])
 @pytest.mark.parametrize("case", [ENCODE, dataclasses.replace(ENCODE, context=5), PREFILL, DECODE])
-def test_the_reference_is_right(case: Case) -> None:
-    speed = measure(case, "reference", CPU, jnp.bfloat16, repeats=1)
+def test_what_runs_on_a_cpu_is_right(case: Case, kernel: str) -> None:
+    speed = measure(case, kernel, CPU, jnp.bfloat16, repeats=1)
     assert speed.right and 0 < speed.error < 2e-2 and speed.seconds > 0
 
 
 def test_kernels_of_a_cpu() -> None:
-    assert kernels_for(DECODE, CPU, jnp.float32) == ["reference"]
+    assert kernels_for(DECODE, CPU, jnp.float32) == ["reference", "rowwise"]
     assert kernels_for(DECODE, CPU, jnp.float32, ("pallas", "ragged")) == ["reference", "pallas"]
     assert kernels_for(ENCODE, CPU, jnp.float32, ("pallas",)) == ["reference"]
 
@@ -67,7 +68,7 @@ def test_a_wrong_kernel_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: py
         (["encode", "--context", "2000"], "a unit of 1025 patches"),
         (["prefill", "--context", "8"], "a context of 8 does not hold the 512 tokens"),
         (["thinking"], "no stage thinking; known: encode, prefill, decode"),
-        (["--kernels", "flash"], "no kernel flash; known: reference, cudnn, pallas, ragged"),
+        (["--kernels", "flash"], "no kernel flash; known: reference, cudnn, pallas, rowwise, ragged"),
         (["--dtype", "int8"], "no dtype int8"),
     ],
 )
