@@ -94,10 +94,8 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
     )
 
     def matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
-        return {
-            name: optax.contrib.MuonDimensionNumbers() if name.endswith("kernel") and "aux/" not in name else None
-            for name in params
-        }
+        linear = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+        return {name: linear if name.endswith("kernel") and "aux/" not in name else None for name in params}
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -145,10 +145,7 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states ``[..., d]`` to float32 logits ``[..., vocab]``."""
-        if self.head is None:
-            logits = jnp.einsum("...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-        else:
-            kernel = self.head.kernel[...]
-            logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        table_vd = (self.embedding if self.head is None else self.head.kernel)[...]
+        logits = jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=jnp.float32)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

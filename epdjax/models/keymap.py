@@ -51,20 +51,16 @@ def leading_ones(count: int) -> Transform:
 
 
 def fused_rows(index: int, count: int) -> Transform:
-    """Block `index` of the `count` equal blocks of rows that torch fuses into one tensor; matrices are transposed."""
+    """Block `index` of the `count` equal blocks of rows that torch fuses into one tensor."""
 
     def rows(x: np.ndarray) -> np.ndarray:
         size = len(x) // count
         return x[index * size : (index + 1) * size]
 
     def save(x: np.ndarray, out: np.ndarray, _: Any) -> None:
-        rows(out)[...] = x.T
+        rows(out)[...] = x
 
-    return Transform(
-        lambda shape, _: (count * shape[-1], *shape[:-1]),
-        lambda x, shape, _: rows(x).T,
-        save,
-    )
+    return Transform(lambda shape, _: (count * shape[0], *shape[1:]), lambda x, shape, _: rows(x), save)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +81,7 @@ class KeyRule:
 def linear_rules(hf: str, part: str, path: str) -> tuple[KeyRule, ...]:
     """Weight and bias of a torch ``nn.Linear``."""
     return (
-        KeyRule(f"{hf}.weight", part, f"{path}.kernel", TRANSPOSED),
+        KeyRule(f"{hf}.weight", part, f"{path}.kernel"),
         KeyRule(f"{hf}.bias", part, f"{path}.bias"),
     )
 

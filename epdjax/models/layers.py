@@ -1,7 +1,8 @@
 """The few layers every model here is made of.
 
-Kernels are stored ``[in, out]``. Each parameter names its *logical* axes in its ``logical_axes`` metadata; where those
-land on devices is decided elsewhere (`epdjax.mesh.sharding`), so nothing in this package knows a mesh.
+Kernels are stored ``[out, in]``, as in torch. Each parameter names its *logical* axes in its ``logical_axes``
+metadata; where those land on devices is decided elsewhere (`epdjax.mesh.sharding`), so nothing in this package knows a
+mesh.
 
 Matrix products run in the parameters' dtype; norms are computed in float32 and rounded back, as the Hugging Face
 references do.
@@ -41,7 +42,16 @@ def param(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
 
 
 class Linear(nnx.Module):
-    """``x @ kernel + bias`` (torch ``nn.Linear`` with its weight transposed)."""
+    """``x @ kernel.T + bias`` (torch ``nn.Linear``).
+
+    The kernel is ``[out, in]`` because XLA:CPU multiplies a few rows by it faster than in the other order. Milliseconds
+    for a float32 kernel of 4864 x 896 on two idle cores (JAX 0.10.2), this order before the other: 0.59 and 0.66 for 1
+    row, 0.91 and 1.31 for 4, 1.13 and 1.51 for 8, 1.45 and 1.84 for 16, 1.68 and 2.49 for 32, 17.4 and 17.9 for 512.
+    Leaving the order and giving the parameter a layout of its own does not help: XLA:CPU then copies it.
+
+    Args:
+        axes: logical names of the input's and of the output's axis.
+    """
 
     def __init__(
         self,
@@ -53,12 +63,12 @@ class Linear(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (d_in, d_out), dtype)
-        self.kernel = param(kernel, axes)
+        init = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        self.kernel = param(init(rngs.params(), (d_out, d_in), dtype), axes[::-1])
         self.bias = param(jnp.zeros((d_out,), dtype), (axes[1],)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...]
+        y = jnp.einsum("...d,fd->...f", x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 from epdjax.models.checkpoint import CONVERTED, CheckpointError, Placement
 from epdjax.models.registry import Family, abstract_part, read_json
 
-FORMAT = 1
+FORMAT = 2  # 1 had kernels [in, out]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".index.json")
 
 

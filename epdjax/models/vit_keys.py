@@ -10,16 +10,16 @@ from epdjax.models.keymap import Extra, KeyMap, KeyRule, Shape, Transform, flat,
 
 def _conv_shape(shape: Shape, config: Any) -> Shape:
     vision = config.vision
-    return (shape[1], vision.num_channels, vision.patch_size, vision.patch_size)
+    return (shape[0], vision.num_channels, vision.patch_size, vision.patch_size)
 
 
 def _load_conv(x_dcpp: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
-    return x_dcpp.transpose(2, 3, 1, 0).reshape(shape)
+    return x_dcpp.transpose(0, 2, 3, 1).reshape(shape)
 
 
 def _save_conv(x: np.ndarray, out: np.ndarray, config: Any) -> None:
     d, channels, rows, cols = out.shape
-    out[...] = x.reshape(rows, cols, channels, d).transpose(3, 2, 0, 1)
+    out[...] = x.reshape(d, rows, cols, channels).transpose(0, 3, 1, 2)
 
 
 # torch's Conv2d weight [d, channels, rows, cols] is the matrix that the vision tower applies to patches flattened as

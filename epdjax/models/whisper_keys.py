@@ -9,16 +9,16 @@ from epdjax.models.whisper import TAPS
 
 
 def _conv_shape(shape: Shape, config: Any) -> Shape:
-    return (shape[1], shape[0] // TAPS, TAPS)
+    return (shape[0], shape[1] // TAPS, TAPS)
 
 
 def _load_conv(x_oit: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
-    return x_oit.transpose(2, 1, 0).reshape(shape)
+    return x_oit.transpose(0, 2, 1).reshape(shape)
 
 
 def _save_conv(x: np.ndarray, out_oit: np.ndarray, config: Any) -> None:
     d_out, d_in, taps = out_oit.shape
-    out_oit[...] = x.reshape(taps, d_in, d_out).transpose(2, 1, 0)
+    out_oit[...] = x.reshape(d_out, taps, d_in).transpose(0, 2, 1)
 
 
 # torch's Conv1d weight [out, in, taps] is the matrix that the tower applies to a frame and its neighbours side by side.

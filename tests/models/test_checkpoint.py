@@ -108,10 +108,10 @@ def test_two_sharded_copies_of_one_reading(untied: Path, reads: collections.Coun
         read = values(state)
         np.testing.assert_array_equal(read["embedding"], stored[EMBEDDING])
         name = "language_model.model.layers.1.self_attn.q_proj.weight"
-        np.testing.assert_array_equal(read["layers.1.attention.q_proj.kernel"], stored[name].T)
+        np.testing.assert_array_equal(read["layers.1.attention.q_proj.kernel"], stored[name])
         kernel = dict(nnx.to_flat_state(state))["layers", 1, "attention", "q_proj", "kernel"].get_value()
         assert len(kernel.sharding.device_set) == devices
-        assert kernel.addressable_shards[0].data.shape == (64, 64 // devices)
+        assert kernel.addressable_shards[0].data.shape == (64 // devices, 64)
     assert_same(values(states[0]), values(states[1]))
     abstract = nnx.split(abstract_part(family, config, "language_model", jnp.float32))[1]
     assert jax.tree.structure(states[0]) == jax.tree.structure(abstract)
@@ -144,7 +144,7 @@ def test_export_refuses_a_config_of_another_model(tmp_path: Path) -> None:
     model = tiny_model(tiny_hf_config())
     with pytest.raises(CheckpointError, match=r"language_model\.layers\.2") as caught:
         export_hf(model, tiny_hf_config(num_layers=3, num_kv_heads=4), tmp_path)
-    assert "language_model.layers.0.attention.k_proj.kernel: (64, 64), config: (64, 128)" in str(caught.value)
+    assert "language_model.layers.0.attention.k_proj.kernel: (64, 64), config: (128, 64)" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -270,6 +270,13 @@ def test_converted_folder_restores_onto_other_shardings(untied: Path, tmp_path: 
             assert {len(x.sharding.device_set) for x in jax.tree.leaves(copy)} == {devices}
             assert jax.tree.structure(copy) == jax.tree.structure(original[part])
     assert_same(values(load_model(tmp_path, jnp.bfloat16)), values(load_model(untied, jnp.bfloat16)))
+
+
+def test_converted_folder_of_another_version(untied: Path, tmp_path: Path) -> None:
+    save_converted(tmp_path, {}, untied)
+    (tmp_path / checkpoint.CONVERTED).write_text(json.dumps({"format": 1, "parts": []}))
+    with pytest.raises(ValueError, match="has format 1 of converted checkpoints, expected 2"):
+        load_model(tmp_path)
 
 
 def test_converted_folder_of_another_model(untied: Path, tmp_path: Path) -> None:

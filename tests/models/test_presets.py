@@ -56,7 +56,7 @@ def test_random_parts_are_the_same_wherever_they_are_placed() -> None:
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
     tables = dict(nnx.to_flat_state(split))
     kernel = tables["layers", 0, "mlp", "up_proj", "kernel"].get_value()
-    assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // 2
+    assert kernel.sharding.shard_shape(kernel.shape)[0] == kernel.shape[0] // 2
     assert 0.01 < np.asarray(kernel, np.float32).std() < 0.03
     (other,) = random_part(family, config, part, [on_device()], jnp.bfloat16, seed=1)
     assert not np.array_equal(dict(nnx.to_flat_state(other))["embedding",], tables["embedding",])

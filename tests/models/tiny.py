@@ -161,7 +161,8 @@ def tiny_model(
         shape, leaf = variable.shape, path[-1]
         noise = rng.standard_normal(shape)
         if leaf == "kernel":
-            value = noise * (1.5 / shape[0] ** 0.5)
+            # drawn as [in, out]: goldens and expected answers are those of weights drawn so
+            value = noise.reshape(shape[::-1]).T * (1.5 / shape[1] ** 0.5)
         elif leaf == "embedding":
             value = (
                 noise * 0.3 / config.text.embed_scale

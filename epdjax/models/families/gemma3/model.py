@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epdjax.models.attention import UnitAttend, blocked_attention
-from epdjax.models.layers import RMSNorm, normalise, param
+from epdjax.models.layers import Linear, RMSNorm, normalise
 from epdjax.models.model_config import TileConfig
 from epdjax.models.text_config import TextConfig
 from epdjax.models.vit import VisionConfig, VisionTower
@@ -84,11 +84,10 @@ class Gemma3Projector(nnx.Module):
     def __init__(self, config: Gemma3Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         d_in, d_out = config.vision.hidden_size, config.text.hidden_size
         self.norm = RMSNorm(d_in, eps=config.vision.norm_eps, dtype=dtype, offset=True)
-        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (d_in, d_out), dtype)
-        self.kernel = param(kernel, ("vision_in", "vision_out"))
+        self.linear = Linear(d_in, d_out, axes=("vision_in", "vision_out"), bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(x) @ self.kernel[...]
+        return self.linear(self.norm(x))
 
 
 class Gemma3Encoder(nnx.Module):

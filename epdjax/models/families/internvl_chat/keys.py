@@ -7,7 +7,6 @@ import numpy as np
 
 from epdjax.models.decoder_keys import decoder_rules
 from epdjax.models.keymap import (
-    TRANSPOSED,
     Extra,
     KeyMap,
     KeyRule,
@@ -34,18 +33,18 @@ def _groups(x: np.ndarray, config: Any, piece: str) -> np.ndarray:
 
 
 def _wqkv(piece: str) -> Transform:
-    """One of the three projections that InternLM2 fuses; matrices are transposed."""
+    """One of the three projections that InternLM2 fuses."""
 
     def hf_shape(shape: Shape, config: Any) -> Shape:
         text = config.text
-        return ((text.num_heads + 2 * text.num_kv_heads) * text.head_dim, *shape[:-1])
+        return ((text.num_heads + 2 * text.num_kv_heads) * text.head_dim, *shape[1:])
 
     def load(x: np.ndarray, shape: Shape, config: Any) -> np.ndarray:
-        return _groups(x, config, piece).reshape(shape[-1], *x.shape[1:]).T
+        return _groups(x, config, piece).reshape(shape)
 
     def save(x: np.ndarray, out: np.ndarray, config: Any) -> None:
         view = _groups(out, config, piece)
-        view[...] = x.T.reshape(view.shape)
+        view[...] = x.reshape(view.shape)
 
     return Transform(hf_shape, load, save)
 
@@ -62,7 +61,7 @@ def internlm2_rules(model: str, head: str, part: str = "language_model") -> tupl
     return flat(
         (
             KeyRule(f"{model}.tok_embeddings.weight", part, "embedding"),
-            KeyRule(f"{head}.weight", part, "head.kernel", TRANSPOSED),
+            KeyRule(f"{head}.weight", part, "head.kernel"),
         ),
         norm_rules(f"{layer}.attention_norm", part, f"{ours}.input_norm"),
         fused,

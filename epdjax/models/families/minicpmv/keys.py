@@ -1,7 +1,7 @@
 """Names of MiniCPM-V 2.6's tensors, as OpenBMB publishes them."""
 
 from epdjax.models.decoder_keys import decoder_extras, decoder_rules
-from epdjax.models.keymap import Extra, KeyMap, KeyRule, flat, fused_rows, linear_rules, norm_rules
+from epdjax.models.keymap import TRANSPOSED, Extra, KeyMap, KeyRule, flat, fused_rows, linear_rules, norm_rules
 from epdjax.models.vit_keys import PATCH_CONV, layer_rules
 
 _RESAMPLER = "resampler.attn"
@@ -16,7 +16,7 @@ ENCODER = flat(
     norm_rules("vpm.post_layernorm", "encoder", "tower.final_norm"),
     (
         KeyRule("resampler.query", "encoder", "resampler.queries"),
-        KeyRule("resampler.proj", "encoder", "resampler.out_proj.kernel"),  # a matrix, not a Linear: as it is
+        KeyRule("resampler.proj", "encoder", "resampler.out_proj.kernel", TRANSPOSED),  # a matrix, not a torch Linear
         *(
             KeyRule(f"{_RESAMPLER}.in_proj_{theirs}", "encoder", f"resampler.{x}_proj.{ours}", fused_rows(i, 3))
             for i, x in enumerate("qkv")

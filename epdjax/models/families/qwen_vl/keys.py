@@ -20,16 +20,16 @@ from epdjax.models.keymap import (
 
 def _conv_shape(shape: Shape, config: Any) -> Shape:
     v = config.vision
-    return (shape[1], 3, v.temporal_patch_size, v.patch_size, v.patch_size)
+    return (shape[0], 3, v.temporal_patch_size, v.patch_size, v.patch_size)
 
 
 def _load_conv(x_dctpp: np.ndarray, shape: Shape, _: Any) -> np.ndarray:
-    return x_dctpp.transpose(2, 3, 4, 1, 0).reshape(shape)
+    return x_dctpp.transpose(0, 2, 3, 4, 1).reshape(shape)
 
 
 def _save_conv(x: np.ndarray, out: np.ndarray, _: Any) -> None:
     d, channels, frames, rows, columns = out.shape
-    out[...] = x.reshape(frames, rows, columns, channels, d).transpose(4, 3, 0, 1, 2)
+    out[...] = x.reshape(d, frames, rows, columns, channels).transpose(0, 4, 1, 2, 3)
 
 
 # torch's Conv3d weight [d, channels, frames, rows, columns] is the matrix that the tower applies to patches flattened
