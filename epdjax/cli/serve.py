@@ -10,7 +10,7 @@ from pathlib import Path
 
 from epdjax.mesh.spec import MeshSpecError
 from epdjax.serving.attention.rules import NAMES as ATTENTION
-from epdjax.serving.config import DTYPES, LADDERS, EngineConfig
+from epdjax.serving.config import DTYPES, LADDERS, ROLE_SWITCHING, EngineConfig
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS
 
@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="auto",
         metavar="SPEC",
         help="which devices do what, such as 5E2P1D, 8EPD or 2E1Px2,1Dx4; alone or left out: a split for this machine",
+    )
+    add(
+        "--admin-key",
+        metavar="KEY",
+        help="lets who sends it (Authorization: Bearer KEY) change roles under /admin; default: $EPDJAX_ADMIN_KEY, and "
+        "without either there is no /admin",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: %(default)s)")
@@ -82,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="give requests up that are not finished after so many seconds",
     )
     add("--slo", type=float, default=DEFAULTS["slo_s"], metavar="S", help="when first tokens are due (order deadline)")
+    add(
+        "--role-switching",
+        choices=ROLE_SWITCHING,
+        default=DEFAULTS["role_switching"],
+        help="instances change roles as the load changes; or it is only logged which would (default: %(default)s)",
+    )
+    add("--hang-timeout", type=float, default=DEFAULTS["hang_s"], metavar="S", help="a step that takes longer is dead")
     add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
     add("--buckets", choices=LADDERS, default="full", help="compiled shapes: trimmed start sooner and pad more")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
@@ -111,6 +124,8 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
         **{name: getattr(arguments, name) for name in same.split()},
         "irp": not arguments.no_irp,
         "request_timeout_s": arguments.request_timeout,
+        "role_switching": arguments.role_switching,
+        "hang_s": arguments.hang_timeout,
         "slo_s": arguments.slo,
         "compile_cache": None if cache == "none" else cache,
         "limits": ServingLimits(
@@ -161,7 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
     log_late_compiles()
     freeze_start_up()
     return serve(
-        create_app(llm),
+        create_app(llm, admin_key=arguments.admin_key or os.environ.get("EPDJAX_ADMIN_KEY")),
         listener,
         drain_timeout_s=arguments.drain_timeout,
         on_ready=lambda host, port: print(invitation(host, port, llm.model_name), flush=True),

@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import jax
 
+from epdjax.mesh.places import Place, places_of
 from epdjax.mesh.sharding import Submesh
 from epdjax.mesh.spec import MeshSpec, MeshSpecError, auto_spec
 
@@ -57,25 +59,11 @@ def _want_cpu_devices(count: int) -> None:
 
 
 def divide(spec: MeshSpec, devices: list[jax.Device], *, irp: bool = True) -> list[InstanceMesh]:
-    """Hand out devices to instances, in the order of the spec.
+    """The instances of a mesh spec on at least ``spec.devices`` devices; see `places_of`."""
+    return [on_devices(place, devices) for place in places_of(spec, irp=irp)]
 
-    Args:
-        spec: the mesh spec.
-        devices: at least ``spec.devices`` of them.
-        irp: make each E group one SPMD instance whose ``data`` axis shares the units of a request; otherwise every
-            E device is an instance of its own.
-    """
-    instances: list[InstanceMesh] = []
-    counters: dict[str, int] = {}
-    at = 0
-    for group in spec.groups:
-        together = group.roles == "E" and irp
-        for _ in range(1 if together else group.count):
-            width = group.count if together else group.tensor
-            number = counters.get(group.roles, 0)
-            counters[group.roles] = number + 1
-            shape = {"data": width} if together else {"tensor": width}
-            submesh = Submesh.of(devices[at : at + width], **shape)
-            instances.append(InstanceMesh(f"{group.roles}{number}", group.roles, submesh))
-            at += width
-    return instances
+
+def on_devices(place: Place, devices: Sequence[jax.Device]) -> InstanceMesh:
+    """A place on the deployment's devices."""
+    mine = [devices[position] for position in place.devices]
+    return InstanceMesh(place.name, place.roles, Submesh.of(mine, data=place.data, tensor=place.tensor))

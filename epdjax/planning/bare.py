@@ -58,7 +58,8 @@ def _call(instance: Instance, key: tuple[str, Any]) -> Callable[[], jax.Array]:
     ints, floats = pack_rows(rows, pages)
     _fill(ints, floats, tokens, pages, instance)
     arguments = [jax.device_put(array, instance.replicated) for array in (ints, floats)]
-    pools, slots, mm_pool = instance.programs["pools", None]()
+    pools, slots = instance.programs["kv_pool", None]()
+    mm_pool = instance.programs["mm_pool", None]()
     if kind == "prefill":
         arrays = prompt_arrays(instance.model, rows, tokens).items()
         prompt = {name: np.zeros(dims, dtype) for name, (dims, dtype) in arrays}

@@ -29,7 +29,8 @@ class Plan:
     Attributes:
         requests: of the offline run: of five, two text, one with a picture of one tile, two of several tiles.
         answer: fewest and most tokens of their answers.
-        concurrent: how many answer at once where the pace is measured. pace_tokens: of each of those answers.
+        concurrent: how many answer at once where the pace is measured. pace_tokens: of each of those answers, and then
+            twice as many.
         words: of each text, two tokens each.
         picture: width and height in tiles of the larger pictures.
         repeats: of everything, contestants in turns.
@@ -38,7 +39,7 @@ class Plan:
     requests: int = 32
     answer: tuple[int, int] = (8, 64)
     concurrent: tuple[int, ...] = (1, 8, 32)
-    pace_tokens: int = 33
+    pace_tokens: int = 32
     words: int = 60
     picture: tuple[int, int] = (3, 2)
     repeats: int = 3
@@ -177,12 +178,13 @@ def _first_token(
 def _pace(
     rng: random.Random, side: Contestant, size: InternVLSize, plan: Plan, count: int, floor: _Floor
 ) -> tuple[str, str, float, float]:
-    """Milliseconds per token: what more tokens take of the time that one token takes, each time with new content."""
+    """Milliseconds per token while all answers run: what twice as many tokens take beyond the time of the first half,
+    in which others are still being prefilled; each time with new content."""
     times = []
-    for tokens in (1, plan.pace_tokens):
+    for tokens in (plan.pace_tokens, 2 * plan.pace_tokens):
         asked = [_ask(rng, plan.words, _noise(rng, size, (1, 1))) for _ in range(count)]
         times.append(_timed(functools.partial(side.answer, asked, [tokens] * count))[0])
-    each = (times[1] - times[0]) / (plan.pace_tokens - 1)
+    each = (times[1] - times[0]) / plan.pace_tokens
     return f"token of each of {count} answers", "ms", floor.step_s(count) * 1e3, each * 1e3
 
 

@@ -1,13 +1,15 @@
 """Which requests may enter: those that could ever fit, while the queues are not full."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from epdjax.serving.blocks import blocks_for
 from epdjax.serving.buckets import Buckets
-from epdjax.serving.errors import Overloaded, TooLong
+from epdjax.serving.errors import Overloaded, ServiceUnavailable, TooLong
 from epdjax.serving.ledger import Ledger
 from epdjax.serving.request import RequestSpec
+
+STAGES = {"E": "encode", "P": "prefill", "D": "decode"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,27 @@ class Queued:
 
     units: int = 0
     media_bytes: int = 0
+
+
+def check_served(unserved: str) -> None:
+    """Refuse everything while a stage has no instance.
+
+    Raises:
+        ServiceUnavailable: names the stages.
+    """
+    if unserved:
+        raise ServiceUnavailable(unserved_message(unserved))
+
+
+def unserved_message(unserved: str) -> str:
+    """What to say of roles that no instance performs."""
+    return f"no instance is left that could {' and '.join(STAGES[role] for role in unserved)}; try again later"
+
+
+def could_fit(spec: RequestSpec, ledgers: Iterable[Ledger]) -> bool:
+    """Whether some instance could prefill a request, and some could decode it, were they empty."""
+    prefill = any(ledger.performs("P") and ledger.could_prefill(spec) for ledger in ledgers)
+    return prefill and any(ledger.performs("D") and ledger.could_hold(spec) for ledger in ledgers)
 
 
 def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Ledger]) -> None:

@@ -21,11 +21,12 @@ class Assigner:
         self._instances = instances
 
     def with_role(self, role: str) -> list[Ledger]:
-        """All instances that perform a role."""
-        return [ledger for ledger in self._instances.values() if ledger.performs(role)]
+        """All instances that take new work of a role."""
+        return [ledger for ledger in self._instances.values() if ledger.takes(role)]
 
     def choose(self, role: str, request: Request, ledgers: Sequence[Ledger]) -> Ledger:
-        """One of several instances for a stage of a request."""
+        """One of several instances for a stage of a request; one where it has failed only if there is no other."""
+        ledgers = [ledger for ledger in ledgers if ledger.name not in request.avoid] or ledgers
         name = self._policies[role].choose(
             [ledger.name for ledger in ledgers],
             lambda name: self._instances[name].backlog_s(role),
@@ -40,5 +41,5 @@ class Assigner:
         spec, encoders = request.spec, self.with_role("E")
         buckets = dict(zip(map(spec.unit_key, range(spec.units)), spec.unit_buckets or (0,) * spec.units))
         new = [bucket for key, bucket in buckets.items() if not ledger.has_mm(key)]
-        encode = sum(min(e.times.encode_s(bucket) for e in encoders) for bucket in new)
+        encode = sum(min((e.times.encode_s(bucket) for e in encoders), default=0.0) for bucket in new)
         return ledger.times.prompt_s(tokens) + encode

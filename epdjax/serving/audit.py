@@ -29,6 +29,7 @@ def audit(scheduler: Scheduler) -> None:
             scheduler.waiting,
             scheduler.moves.queue,
             scheduler.encoding.ready,
+            scheduler.encoding.homeless,
             scheduler.encoding.staging,
         )
         assert not any(len(queue) for queue in queues), "a queue outlives its requests"

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from epdjax.serving.attention.rules import NAMES as ATTENTION
 from epdjax.serving.buckets import Buckets
+from epdjax.serving.controller import ControllerSettings
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.policies import ASSIGNMENTS, ORDERS, per_stage
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ROLE_SWITCHING = ("off", "advise", "auto")
 LADDERS = ("full", "trimmed")
 
 
@@ -38,6 +40,12 @@ class EngineConfig:
             None: no limit.
         slo_s: the first token of a request that says nothing else is due after so many seconds (order ``deadline``).
         decode_pace: decode steps that a prefill step may last on an instance that also decodes.
+        role_switching: ``auto``: instances change roles as the load changes; ``advise``: it is only logged which would;
+            ``off``: only by hand.
+        controller: when ``auto`` and ``advise`` think a switch worth it.
+        hang_s: a step that has not ended after so many seconds is taken for dead, and its instance is taken out.
+        offload_s: when an instance changes roles, what may finish where it is has so many seconds; then it is moved or
+            started over.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
         buckets: compiled shapes: ``full``, `default_buckets`; ``trimmed``, half as many of each kind, for quick
             starts at the price of more padding; or just these.
@@ -70,6 +78,10 @@ class EngineConfig:
     request_timeout_s: float | None = None
     slo_s: float = 10.0
     decode_pace: float = 4.0
+    role_switching: str = "off"
+    controller: ControllerSettings = dataclasses.field(default_factory=ControllerSettings)
+    hang_s: float = 120.0
+    offload_s: float = 0.5
     memory_share: float = 0.9
     buckets: Buckets | str = "full"
     compile_cache: str | Path | None = None
@@ -88,13 +100,14 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
-        for name in ("decode_pace", "slo_s", "request_timeout_s"):
+        for name in ("decode_pace", "slo_s", "request_timeout_s", "hang_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")
         if not isinstance(self.buckets, Buckets) and self.buckets not in LADDERS:
             raise ValueError(f"buckets must be one of {', '.join(LADDERS)}, or Buckets, not {self.buckets!r}")
-        for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
+        known_names = (("dtype", DTYPES), ("attention", ATTENTION), ("role_switching", ROLE_SWITCHING))
+        for name, known in known_names:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         per_stage(self.order, tuple(ORDERS), "order")

@@ -33,20 +33,23 @@ class DecodeStage:
 
     def next_step(self, ledger: Ledger) -> Decode | None:
         """One step for every running sequence that has room for its next token; None where there is none."""
-        rows: list[Row] = []
-        # Those that go first take their blocks first: who makes room for them has no row yet.
-        for request in sorted(ledger.running.values(), key=lambda r: r.ranks["D"]):
-            if request.all_scheduled or request.request_id not in ledger.running:
-                continue
-            if not self._has_room(ledger, request):
-                continue
-            blocks = request.kv_blocks(ledger.name)[: request.position // ledger.block_size + 1]
-            rows.append(Row(request.request_id, request.slot(ledger.name), request.position, blocks))
+        going = [r for r in ledger.running.values() if not r.all_scheduled]
+        suspects = [r for r in going if r.suspect][:1]  # it has failed before, and runs alone
+        rows = self._rows(ledger, suspects) or self._rows(ledger, [r for r in going if not r.suspect])
         if not rows:
             return None
         for row in rows:
             self._requests[row.request_id].scheduled += 1
         return Decode(next(self._work_ids), ledger.name, tuple(rows))
+
+    def _rows(self, ledger: Ledger, sequences: list[Request]) -> list[Row]:
+        rows: list[Row] = []
+        # Those that go first take their blocks first: who makes room for them has no row yet.
+        for request in sorted(sequences, key=lambda r: r.ranks["D"]):
+            if request.request_id in ledger.running and self._has_room(ledger, request):
+                blocks = request.kv_blocks(ledger.name)[: request.position // ledger.block_size + 1]
+                rows.append(Row(request.request_id, request.slot(ledger.name), request.position, blocks))
+        return rows
 
     def _has_room(self, ledger: Ledger, request: Request) -> bool:
         """Take the block that the next token of a sequence needs, if it needs one; False where it has to wait."""

@@ -1,7 +1,6 @@
 """Building a deployment: devices, parameters, pool sizes, instances and their compiled steps."""
 
 import dataclasses
-import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,23 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from epdjax.mesh.devices import InstanceMesh, divide, resolve_mesh
+from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
+from epdjax.mesh.places import Place, places_of
 from epdjax.mesh.spec import MeshSpec
-from epdjax.models.checkpoint import load_part
-from epdjax.models.registry import Family, abstract_part, config_of, dtype_of, family_of
+from epdjax.models.registry import Family, config_of, dtype_of, family_of
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets, default_buckets
 from epdjax.serving.compiles import Compiled, compile_counter
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
-from epdjax.serving.ledger import InstanceSpec
-from epdjax.serving.memory import choose_kv_blocks
-from epdjax.serving.programs import Job, Progress, compile_all, jobs_of
-from epdjax.serving.steps import Split
+from epdjax.serving.programs import Programs, Progress, compile_all, jobs_of
+from epdjax.serving.workshop import Workshop
 
 log = logging.getLogger(__name__)
-
-PARTS_OF_ROLE = {"E": "encoder", "P": "language_model", "D": "language_model"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,28 +28,42 @@ class Deployment:
     """Everything that serves: the instances, and what was decided for them.
 
     Attributes:
-        spec: the mesh spec in force.
-        model: the model's config. processor: its media and text processing.
-        instances: by name.
-        scheduling: limits and shapes, as the scheduler takes them.
-        programs: every compiled program, for inspection.
-        started: what was compiled for them. ready: the process's count when all was done.
+        spec: the mesh spec at the start. devices: those it was laid out on, in order.
+        workshop: where its instances are made.
+        processor: the model's media and text processing.
+        instances: by name. places: where they are, in the same order.
+        programs: every compiled program, of instances that there were too.
+        started: what was compiled for the start. ready: the process's count when all was done.
     """
 
     spec: MeshSpec
-    family: Family
-    model: Any
+    devices: list[jax.Device]
+    workshop: Workshop
     processor: Any
     instances: dict[str, Instance]
-    scheduling: SchedulerConfig
-    programs: dict[Job, Any]
+    places: list[Place]
+    programs: Programs
     started: Compiled
     ready: Compiled
 
     @property
+    def family(self) -> Family:
+        return self.workshop.family
+
+    @property
+    def model(self) -> Any:
+        """The model's config."""
+        return self.workshop.model
+
+    @property
+    def scheduling(self) -> SchedulerConfig:
+        """Limits and shapes, as the scheduler takes them."""
+        return self.workshop.scheduling
+
+    @property
     def compiles_after_ready(self) -> int:
-        """Programs that this process has compiled since, other than to start another deployment: none, or there is a
-        shape that start-up did not foresee (or other code in the process)."""
+        """Programs that this process has compiled since, other than to start another deployment or for a role switch:
+        none, or there is a shape that was not foreseen (or other code in the process)."""
         return (compile_counter().count - self.ready).late
 
 
@@ -78,40 +87,27 @@ def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
         _use_compile_cache(Path(config.compile_cache))
     family, model = family_of(folder), config_of(folder)
     spec, devices = resolve_mesh(config.mesh)
-    places = divide(spec, devices, irp=config.irp)
-    check_tensor_widths(places, model)
+    places = places_of(spec, irp=config.irp)
+    meshes = [on_devices(place, devices) for place in places]
+    check_tensor_widths(meshes, model)
     dtype = jnp.dtype(_dtype(config, folder, devices[0].platform))
-    scheduling = scheduling_for(config, model)
-    parts = _load(folder, family, model, places, dtype)
-
-    def instance(place: InstanceMesh, kv_blocks: int) -> Instance:
-        return Instance(
-            place,
-            instance_spec(config, scheduling, place, kv_blocks),
-            model,
-            parts[place.name],
-            scheduling.buckets,
-            dtype=dtype,
-            block_size=scheduling.block_size,
-            mm_block_size=scheduling.mm_block_size,
-            attention=config.attention,
-        )
-
+    workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
+    parts = workshop.load(meshes)
     instances = {}
-    for place in places:
-        kv_blocks = choose_kv_blocks(config, scheduling, functools.partial(instance, place))
-        instances[place.name] = instance(place, kv_blocks)
-        instances[place.name].attention.tell(place.name)
+    for mesh in meshes:
+        instance = workshop.instance(mesh, workshop.kv_blocks(mesh), parts[mesh.name])
+        instance.attention.tell(mesh.name)
+        instances[mesh.name] = instance
     jobs = [job for i in instances.values() for job in jobs_of(i, instances.values())]
     before = compile_counter().count
-    programs = compile_all(jobs, progress)
+    programs: Programs = {}
+    compile_all(jobs, programs, progress)
     started = compile_counter().count - before
     for i in instances.values():
-        if i.performs("P") or i.performs("D"):
-            i.make_pools()
+        i.make_pools()
     processor = family.processor(folder, model)
     ready = compile_counter().ready()
-    return Deployment(spec, family, model, processor, instances, scheduling, programs, started, ready)
+    return Deployment(spec, devices, workshop, processor, instances, places, programs, started, ready)
 
 
 def check_tensor_widths(places: list[InstanceMesh], model: Any) -> None:
@@ -176,37 +172,6 @@ def _buckets(config: EngineConfig, model: Any, max_model_len: int) -> Buckets:
         unit_sizes=model.unit_sizes(max_model_len),
     )
     return full.trimmed() if config.buckets == "trimmed" else full
-
-
-def instance_spec(
-    config: EngineConfig, scheduling: SchedulerConfig, place: InstanceMesh, kv_blocks: int
-) -> InstanceSpec:
-    """What the scheduler knows of an instance: its roles and how much it holds."""
-    holds_kv, prefills, encodes = set(place.roles) & {"P", "D"}, "P" in place.roles, "E" in place.roles
-    tokens = scheduling.max_model_len // scheduling.mm_block_size  # MM blocks that a full context could be made of
-    return InstanceSpec(
-        place.name,
-        place.roles,
-        kv_blocks=kv_blocks if holds_kv else 0,
-        mm_blocks=(config.mm_blocks or max(tokens, 16 * config.max_seqs)) if prefills else 0,
-        slots=scheduling.buckets.decode_rows[-1] if holds_kv else 0,
-        encode_width=place.submesh.width if encodes else 0,
-        tensor=place.submesh.mesh.shape["tensor"],
-    )
-
-
-def _load(
-    folder: Path, family: Family, model: Any, places: list[InstanceMesh], dtype: Any
-) -> dict[str, dict[str, tuple[Split, tuple[jax.Array, ...]]]]:
-    """Parameters of every instance: only the parts its roles need, each tensor read once for all instances."""
-    loaded: dict[str, dict[str, tuple[Split, tuple[jax.Array, ...]]]] = {place.name: {} for place in places}
-    for part in family.parts:
-        owners = [place for place in places if any(PARTS_OF_ROLE[role] == part for role in place.roles)]
-        states = load_part(folder, family, model, part, [place.submesh.sharding for place in owners], dtype)
-        split, _ = Split.of(abstract_part(family, model, part, dtype))
-        for place, state in zip(owners, states, strict=True):
-            loaded[place.name][part] = (split, tuple(jax.tree.leaves(state)))
-    return loaded
 
 
 def _use_compile_cache(folder: Path) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from epdjax.serving.admission import Queued
-from epdjax.serving.ledger import Ledger
+from epdjax.serving.ledger import Ledger, hand_on
 from epdjax.serving.request import Request
 from epdjax.serving.staging import Staging
 from epdjax.serving.work import Encode, MoveMM, Unit, UnitMove
@@ -22,6 +22,7 @@ class EncodeStage:
         choose: which of several encoders gets the next unit.
         work_ids: numbers for new work.
         queued: what waits to be encoded, counted for admission.
+        requests: all live requests.
     """
 
     def __init__(
@@ -30,8 +31,11 @@ class EncodeStage:
         choose: Callable[[Request, Sequence[Ledger]], Ledger],
         work_ids: Iterator[int],
         queued: Queued,
+        requests: Mapping[str, Request],
     ):
         self._instances, self._choose, self._work_ids, self._queued = instances, choose, work_ids, queued
+        self._requests = requests
+        self.homeless: list[Unit] = []  # while no instance encodes
         self.staging = Staging()
         self.ready: collections.deque[MoveMM] = collections.deque()  # moves that follow from finished encodes
         self.units_encoded = 0
@@ -42,16 +46,49 @@ class EncodeStage:
         IRP: each unit goes to the encoder with the least to do. An instance that both encodes and prefills keeps its
         own, which saves the move.
         """
-        spec = request.spec
+        spec, rank = request.spec, request.ranks["E"]
         buckets = spec.unit_buckets or (0,) * len(spec.unit_tokens)
-        encoders = self._encoders()
-        if prefiller.performs("E"):
-            encoders = [prefiller]
-        elif any(not e.performs("P") for e in encoders):
-            encoders = [e for e in encoders if not e.performs("P")]
-        for i in indices:
-            unit = Unit(request.request_id, i, buckets[i], prefiller.name, spec.unit_key(i), request.ranks["E"])
-            self._choose(request, encoders).queue_unit(unit)
+        key = spec.unit_key
+        self._deal(
+            Unit(request.request_id, i, buckets[i], prefiller.name, key(i), rank, request.suspect) for i in indices
+        )
+
+    def _deal(self, units: Iterable[Unit]) -> None:
+        """Put each unit into a queue, or aside where nobody encodes."""
+        takers = [ledger for ledger in self._instances.values() if ledger.takes("E")]
+        alone = [e for e in takers if not e.performs("P")] or takers
+        for unit in units:
+            prefiller = self._instances[unit.target]
+            encoders = [prefiller] if prefiller.takes("E") else alone
+            if encoders:
+                self._choose(self._requests[unit.request_id], encoders).queue_unit(unit)
+            else:
+                self.homeless.append(unit)
+
+    def find_homes(self) -> None:
+        """Deal out again what was put aside."""
+        if self.homeless:
+            units, self.homeless = self.homeless, []
+            self._deal(units)
+
+    def leave_encoder(self, encoder: Ledger) -> None:
+        """An instance encodes no more: what is queued there goes to others."""
+        self._deal(encoder.take_units())
+
+    def is_queued(self, request: Request) -> bool:
+        """Whether units that a request waits for are in a queue still, its own or another's of the same content."""
+        target, keys = request.p_name, {request.spec.unit_key(i) for i in request.missing}
+        queues = [self.homeless, *(ledger.encode_queue for ledger in self._instances.values())]
+        return any(unit.target == target and unit.key in keys for queue in queues for unit in queue)
+
+    def lost(self, ledger: Ledger) -> dict[str, Request]:
+        """An instance is gone: what was to be moved from it or to it will not come; returns the requests that waited
+        for it."""
+        waiting: dict[str, Request] = {}
+        for work in [move for move in self.ready if ledger.name in (move.source, move.instance)]:
+            self.ready.remove(work)
+            waiting |= self.failed(work)
+        return waiting
 
     def next_step(self, ledger: Ledger) -> Encode | None:
         """The next encode step of an instance; None where nothing is queued, or too much waits to be moved.
@@ -75,6 +112,8 @@ class EncodeStage:
         self.units_encoded += len(work.units)
         rows: dict[str, list[UnitMove]] = {}
         for row, unit in enumerate(work.units):
+            if unit.target not in self._instances:
+                continue  # it was taken out meanwhile
             arrivals = self._instances[unit.target].arrivals
             arrival = arrivals.get(unit.key)
             if arrival is not None and arrival.waiting:
@@ -113,19 +152,20 @@ class EncodeStage:
         else:
             self.staging.moved(work.encode_id)
             units = [row.unit for row in work.rows]
-        waiting = [who for unit in units for who, _ in self._instances[unit.target].arrivals.failed(unit.key)]
+        targets = ((self._instances[unit.target], unit.key) for unit in units if unit.target in self._instances)
+        waiting = [who for target, key in targets for who, _ in target.arrivals.failed(key)]
         return {request.request_id: request for request in waiting}
 
     def leave(self, request: Request, prefiller: Ledger) -> None:
         """A request does not wait any longer: its queued units go to others that want the same content, or away."""
         prefiller.arrivals.leave(request)
-        for encoder in self._encoders():
-            for unit in encoder.hand_on_units(request.request_id, self._heir):
-                self._queued.units -= 1
-                prefiller.arrivals.failed(unit.key)
-
-    def _encoders(self) -> list[Ledger]:
-        return [ledger for ledger in self._instances.values() if ledger.performs("E")]
+        self.homeless, dropped = hand_on(self.homeless, request.request_id, self._heir)
+        for encoder in self._instances.values():
+            if encoder.performs("E"):
+                dropped += encoder.hand_on_units(request.request_id, self._heir)
+        for unit in dropped:
+            self._queued.units -= 1
+            prefiller.arrivals.failed(unit.key)
 
     def _heir(self, unit: Unit) -> Unit | None:
         """The unit of equal content of another request that waits for it."""

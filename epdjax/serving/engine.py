@@ -8,6 +8,7 @@ A move is dispatched in two parts: gather and `device_put` at once, the write in
 data has arrived, so that the destination never stalls on a link.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import logging
@@ -16,8 +17,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from epdjax.mesh.places import Place
+from epdjax.serving.admission import unserved_message
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
 from epdjax.serving.errors import (
@@ -32,12 +35,17 @@ from epdjax.serving.errors import (
 from epdjax.serving.instance import Instance
 from epdjax.serving.live import LiveRequest
 from epdjax.serving.outputs import FinishReason, RequestOutput
+from epdjax.serving.role_changes import RoleChanges
+from epdjax.serving.role_plans import SwitchPlan, SwitchRefused
 from epdjax.serving.sampling import NO_TOKEN, Sampled
 from epdjax.serving.scheduler import Finished, Scheduler
-from epdjax.serving.waiter import Waiter
+from epdjax.serving.steering import Steering
+from epdjax.serving.switching import Switching, SwitchReport
+from epdjax.serving.waiter import STOP_TIMEOUT_S, Waiter
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +57,18 @@ class Done:
     error: BaseException | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """An instance that was taken out: where it was, without roles, and why."""
+
+    place: Place
+    why: str
+
+
 class Engine:
     """Serves requests on a deployment until it is shut down.
 
-    Thread-safe: `submit`, `abort`, `counts`, `shutdown`. Everything else happens on its own thread.
+    Thread-safe: `submit`, `abort`, `call`, `switch`, `counts`, `shutdown`. Everything else happens on its own thread.
     """
 
     def __init__(self, deployment: Deployment):
@@ -60,14 +76,20 @@ class Engine:
         self.instances = deployment.instances
         self.scheduler = Scheduler(deployment.scheduling, [i.spec for i in self.instances.values()])
         self.live: dict[str, LiveRequest] = {}
+        self.lost: dict[str, Lost] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiters: dict[tuple[str, str], Waiter] = {}
         self._closing = False
         self._ended = False
         self._door = threading.Lock()  # no request may enter after the loop has looked for the last time
         self.dead: str | None = None
+        config = deployment.workshop.config
+        self.switching = Switching(self, finish_s=config.offload_s)
         self._thread = threading.Thread(target=self._loop, name="epdjax-engine", daemon=True)
         self._thread.start()
+        self.steering: Steering | None = None
+        if config.role_switching != "off":
+            self.steering = Steering(self, config.role_switching, config.controller)
 
     # ---- from any thread ------------------------------------------------------------------------------------------
 
@@ -83,6 +105,48 @@ class Engine:
         """Stop a request and free what it holds; nothing happens if it is over."""
         self._inbox.put(lambda: self._abort(request_id))
 
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the engine's thread, between one work and the next.
+
+        Raises:
+            SwitchRefused: the engine has ended.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._door:
+            if self._ended:
+                raise SwitchRefused("the engine is shut down")
+            self._inbox.put(run)
+        return future.result()
+
+    @property
+    def roles(self) -> RoleChanges:
+        """The scheduler's side of role switches; for the engine's thread."""
+        return self.scheduler.roles
+
+    @property
+    def places(self) -> list[Place]:
+        """All instances, and those that were taken out, without roles."""
+        return [*self.deployment.places, *(lost.place for lost in self.lost.values())]
+
+    def switch(self, plan: SwitchPlan) -> "concurrent.futures.Future[SwitchReport]":
+        """Begin a role switch.
+
+        Raises:
+            SwitchRefused: another one is under way, or the engine is shutting down.
+        """
+        if self._closing or self._ended:
+            raise SwitchRefused("the engine is shutting down")
+        future = self.switching.start(plan)
+        future.add_done_callback(lambda done: done.exception() or self.lost.pop(plan.instance, None))
+        return future
+
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
         return self.scheduler.counts()
@@ -95,11 +159,14 @@ class Engine:
             if not drain:
                 self._fail_all(ServiceUnavailable("the engine is shutting down"))
 
+        if self.steering is not None:
+            self.steering.stop(STOP_TIMEOUT_S)
         self._inbox.put(close)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._inbox.put(lambda: self._fail_all(ServiceUnavailable("the engine is shutting down")))
             self._thread.join(timeout_s)
+        self.switching.join(STOP_TIMEOUT_S)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -107,6 +174,7 @@ class Engine:
         try:
             while not (self._closing and self.scheduler.idle):
                 self._handle_inbox()
+                self._take_out_the_failed()
                 for event in self.scheduler.overdue(time.monotonic()):
                     self._conclude(event, DeadlineExceeded("the request was not finished within its time limit"))
                 for work in self.scheduler.next_work(time.monotonic()):
@@ -134,8 +202,8 @@ class Engine:
             self._close(request, reason)
 
     def _handle_inbox(self) -> None:
-        """Wait for something to happen, or for a deadline, then take in all that has happened."""
-        deadline = self.scheduler.next_deadline
+        """Wait for something to happen, for a deadline, or for a step to take too long; take in all that happened."""
+        deadline = min(self.scheduler.next_deadline, self.roles.next_alarm(self._hang_s))
         try:
             message = self._inbox.get(timeout=None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -226,6 +294,8 @@ class Engine:
 
     def _finish(self, done: Done) -> None:
         work, now = done.work, time.monotonic()
+        if not self.scheduler.is_running(work):
+            return  # its instance was taken out meanwhile
         error = done.error
         stopped: dict[str, FinishReason] = {}
         if error is None:
@@ -237,7 +307,7 @@ class Engine:
                 error = trouble
         if error is not None:
             finished = self.scheduler.failed(work, now)
-            self._recover(self.instances[work.instance])
+            self.recover(self.instances[work.instance])
         else:
             finished = self.scheduler.finished(work, now, stopped)
         for event in finished:
@@ -252,7 +322,7 @@ class Engine:
         target = self.instances[work.instance]
         match work:
             case MoveMM():
-                target.land_mm(result, self.instances[work.source], work.encode_id, work.rows)
+                target.land_mm(result, self.instances[work.source].staged[work.encode_id], work.rows)
             case MoveKV():
                 target.land_kv(result, work.parts, self.live)
 
@@ -309,7 +379,42 @@ class Engine:
             request.detokenizer.finish()
             self._close(request, request.output(event.reason))
 
-    def _recover(self, instance: Instance) -> None:
+    # ---- failed instances -----------------------------------------------------------------------------------------
+
+    @property
+    def _hang_s(self) -> float:
+        return self.deployment.workshop.config.hang_s
+
+    def _take_out_the_failed(self) -> None:
+        for name in self.roles.failing:
+            self.take_out(name, "its steps failed one after the other")
+        for name in self.roles.hanging(time.monotonic(), self._hang_s):
+            self.take_out(name, f"a step has not ended within {self._hang_s:g} s")
+
+    def take_out(self, name: str, why: str) -> None:
+        """Do without an instance from now on. Its requests go on elsewhere; if a stage has no instance now, another
+        takes it over."""
+        log.error("%s is taken out: %s", name, why)
+        self.roles.take_out(name, time.monotonic())
+        del self.instances[name]
+        places = self.deployment.places
+        place = next(place for place in places if place.name == name)
+        places.remove(place)
+        self.lost[name] = Lost(dataclasses.replace(place, roles=""), why)
+        if self.scheduler.unserved:
+            self.switching.rescue()
+        else:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End the requests that no instance there is now could serve."""
+        unserved = self.scheduler.unserved
+        if unserved:
+            self._fail_all(ServiceUnavailable(unserved_message(unserved)))
+        for event in self.scheduler.give_up():
+            self._conclude(event, ServiceUnavailable("no instance is left that could hold this request"))
+
+    def recover(self, instance: Instance) -> None:
         """After a failure: if it took the instance's pools along, they are made anew, and who had something there
         starts over."""
         if instance.pools and not instance.pools_alive:

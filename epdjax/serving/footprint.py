@@ -5,16 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from epdjax.mesh.devices import InstanceMesh
 from epdjax.mesh.sharding import Submesh
-from epdjax.models.registry import Family, abstract_part
+from epdjax.models.registry import Family
 from epdjax.serving.config import EngineConfig
-from epdjax.serving.deployment import PARTS_OF_ROLE, check_tensor_widths, instance_spec, scheduling_for
+from epdjax.serving.deployment import check_tensor_widths, scheduling_for
 from epdjax.serving.instance import Instance
 from epdjax.serving.memory import PROBE_BLOCKS, block_bytes, largest_steps, mm_pool_bytes
-from epdjax.serving.steps import Split
+from epdjax.serving.workshop import Workshop, parts_of
 
 STEP_OF_ROLE = {"E": "encode", "P": "prefill", "D": "decode"}
 
@@ -39,7 +38,7 @@ class Footprint:
 
     def weights(self, roles: str) -> int:
         """Weights that an instance with these roles holds: each part once."""
-        return sum(self.parts[part] for part in {PARTS_OF_ROLE[role] for role in roles})
+        return sum(self.parts[part] for part in parts_of(roles))
 
     def working(self, roles: str) -> int:
         """The largest step of an instance with these roles, and its MM pool."""
@@ -78,25 +77,8 @@ def shaped_instance(
     """
     place = InstanceMesh(roles, roles, Submesh.of(devices, tensor=len(devices)))
     check_tensor_widths([place], model)
-    scheduling = scheduling_for(config, model)
-    parts = {}
-    for part in sorted({PARTS_OF_ROLE[role] for role in roles}):
-        module = abstract_part(family, model, part, dtype)
-        for _, variable in nnx.to_flat_state(nnx.state(module)):
-            sharding = place.submesh.sharding(variable.get_metadata("logical_axes"), variable.shape)
-            variable.set_value(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
-        parts[part] = Split.of(module)
-    return Instance(
-        place,
-        instance_spec(config, scheduling, place, kv_blocks),
-        model,
-        parts,
-        scheduling.buckets,
-        dtype=jnp.dtype(dtype),
-        block_size=scheduling.block_size,
-        mm_block_size=scheduling.mm_block_size,
-        attention=config.attention,
-    )
+    workshop = Workshop(config, family, model, scheduling_for(config, model), jnp.dtype(dtype))
+    return workshop.instance(place, kv_blocks)
 
 
 def footprint(

@@ -33,10 +33,22 @@ class Staged:
     Attributes:
         mm: MM tokens ``[units, tokens, mm_width]``.
         picks: per unit, which of its rows are its MM tokens.
+        width: devices that encoded it.
     """
 
     mm: jax.Array
     picks: list[np.ndarray]
+    width: int
+
+    def row(self, unit: int) -> int:
+        """Where in it a unit is."""
+        return dealt(unit, len(self.mm), self.width)
+
+
+def dealt(unit: int, rows: int, width: int) -> int:
+    """The row of a unit among `rows` that `width` devices share. Units are dealt out like cards: the padding is shared
+    by the devices instead of idling the last one."""
+    return unit % width * (rows // width) + unit // width
 
 
 class Instance:
@@ -77,6 +89,8 @@ class Instance:
         self.attention = Attention.of(attention, place.roles, place.submesh, model, dtype, block_size)
         self.programs: dict[tuple, Any] = {}
         self.pools: tuple[jax.Array, ...] = ()
+        self.slots: Any = ()
+        self.mm_pool: Any = ()
         self.staged: dict[int, Staged] = {}
         self.replicated = self.submesh.replicated
         self.unit_sharding = self.submesh.sharding(("unit",), (self.submesh.width,))
@@ -94,9 +108,28 @@ class Instance:
         return role in self.roles
 
     def make_pools(self) -> None:
-        """Fresh, zeroed pools; all that was in them is lost."""
-        pools = self.programs["pools", None]()
-        self.pools, self.slots, self.mm_pool = pools
+        """Fresh, zeroed pools, where its roles need any; all that was in them is lost."""
+        if self.performs("P") or self.performs("D"):
+            self.pools, self.slots = self.programs["kv_pool", None]()
+            self.make_mm_pool()
+
+    def make_mm_pool(self) -> None:
+        """A fresh MM pool."""
+        self.mm_pool = self.programs["mm_pool", None]()
+
+    def delete_pools(self) -> None:
+        """Give their memory back at once, whoever may still refer to them."""
+        for array in jax.tree.leaves((self.pools, self.slots, self.mm_pool)):
+            array.delete()
+
+    def take_over(self, before: "Instance", *, kv: bool, mm: bool) -> None:
+        """Go on where another instance on the same devices is: with its encode results, and with those of its pools
+        that are kept."""
+        self.staged = before.staged
+        if kv:
+            self.pools, self.slots = before.pools, before.slots
+        if mm:
+            self.mm_pool = before.mm_pool
 
     @property
     def pools_alive(self) -> bool:
@@ -114,14 +147,13 @@ class Instance:
         rows = width * smallest(self.buckets.unit_rows(size), -(-len(units) // width))
         inputs = {name: np.zeros((rows, *dims), dtype) for name, (dims, dtype) in self.model.unit_inputs(size).items()}
         for index, unit in enumerate(units):
-            # Units are dealt out like cards: the padding is shared by the devices instead of idling the last one.
-            row = self.unit_row(index, rows)
+            row = dealt(index, rows, width)
             for name, array in unit.inputs.items():
                 inputs[name][row][tuple(slice(length) for length in array.shape)] = array
         _, leaves = self.parts["encoder"]
         mm = self.programs["encode", (rows, size)](leaves, jax.device_put(inputs, self.unit_sharding))
         picks = [np.arange(unit.tokens) if unit.picks is None else unit.picks for unit in units]
-        self.staged[encode_id] = Staged(mm, picks)
+        self.staged[encode_id] = Staged(mm, picks, width)
         return mm
 
     def send_mm(self, encode_id: int, target: "Instance") -> tuple[jax.Array, ...]:
@@ -129,25 +161,14 @@ class Instance:
         pieces = shards_in_order(self.staged[encode_id].mm)
         return move(pieces, (target.replicated,) * len(pieces))
 
-    def unit_row(self, index: int, bucket: int) -> int:
-        """Where in a batch of `bucket` rows the unit `index` goes."""
-        width = self.submesh.width
-        return index % width * (bucket // width) + index // width
-
-    def land_mm(
-        self,
-        pieces_und: tuple[jax.Array, ...],
-        sender: "Instance",
-        encode_id: int,
-        moves: Sequence[UnitMove],
-    ) -> None:
+    def land_mm(self, pieces_und: tuple[jax.Array, ...], staged: Staged, moves: Sequence[UnitMove]) -> None:
         """Write MM tokens that have arrived here into the MM pool."""
         each, tokens, _ = pieces_und[0].shape
         rows = np.zeros((each * len(pieces_und), tokens), np.int32)
         for unit_move in moves:
-            picks = sender.staged[encode_id].picks[unit_move.row]
+            picks = staged.picks[unit_move.row]
             where = pool_rows(unit_move.blocks, len(picks), self.mm_block_size)
-            rows[sender.unit_row(unit_move.row, len(rows)), picks] = where
+            rows[staged.row(unit_move.row), picks] = where
         program = self.programs["land_mm", (len(pieces_und), each, tokens)]
         self.mm_pool = program(self.mm_pool, pieces_und, *self._put(rows))
 

@@ -2,7 +2,7 @@
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from epdjax.serving.arrivals import Arrivals
 from epdjax.serving.blocks import BlockPool, blocks_for
@@ -61,12 +61,46 @@ class Ledger:
         self.prefill_queue: list[Request] = []
         self.running: dict[str, Request] = {}  # sequences being decoded, in the order they came
         self.in_flight: dict[int, Work] = {}
+        self.closing = ""  # roles it is giving up: nothing new comes for them
+        self.evicting = False  # what is still here for them goes at once
+        self.last_failed: frozenset[str] = frozenset()  # requests in the last work, if it failed: others come first
+        self.failed_steps = 0  # in a row
+        self.blamed: set[str] = set()  # the requests in them
         self.prompt_tokens = 0  # assigned to this instance and not prefilled yet
         self.sequences = 0  # assigned to this instance for decoding
         self._turn = 0
 
     def performs(self, role: str) -> bool:
         return role in self.spec.roles
+
+    def takes(self, role: str) -> bool:
+        """Whether it may be given new work of a role."""
+        return role in self.spec.roles and role not in self.closing
+
+    def succeeded(self) -> None:
+        """Work on it has ended well."""
+        if self.failed_steps:
+            self.failed_steps, self.blamed = 0, set()
+
+    def failed(self, request_ids: Iterable[str]) -> None:
+        """Work on it has ended otherwise."""
+        self.failed_steps += 1
+        self.last_failed = frozenset(request_ids)
+        self.blamed |= self.last_failed
+
+    def become(self, spec: InstanceSpec, times: ServiceTimes, *, keeps_kv: bool) -> None:
+        """Change roles and sizes. Nothing may be left here of roles it gives up, and no KV unless it is kept."""
+        before, self.spec = self.spec, spec
+        if not keeps_kv:
+            self.pools["kv"], self.pools["slot"] = BlockPool(spec.kv_blocks), BlockPool(spec.slots)
+        if not (keeps_kv and "P" in before.roles and "P" in spec.roles):
+            self.pools["mm"] = BlockPool(spec.mm_blocks)
+            self.arrivals = Arrivals(self.pools["mm"])
+        if ("E" in before.roles) != ("E" in spec.roles):
+            self.pools["staging"] = BlockPool(spec.staging if "E" in spec.roles else 0)
+        self.times, self.watch = times, self.watch.of(times)
+        self.closing, self.evicting, self._turn = "", False, 0
+        self.failed_steps, self.blamed = 0, set()
 
     def next_roles(self) -> str:
         """Its roles, beginning with the one after the role that ran last: each stage of a multi-role instance gets
@@ -137,7 +171,9 @@ class Ledger:
     def start_blocks(self, request: Request) -> int:
         """KV blocks a request takes where it starts: its context, and where it is decoded the first new token."""
         more = 1 if self.performs("D") else 0
-        return blocks_for(min(request.context + more, request.spec.total_tokens), self.block_size)
+        # A sequence that is being decoded would bring along what there is of its answer.
+        context = max(request.context, request.spec.prompt_tokens + request.delivered)
+        return blocks_for(min(context + more, request.spec.total_tokens), self.block_size)
 
     def found_blocks(self, request: Request) -> int:
         """Blocks of a request's context whose KV is here already.
@@ -214,10 +250,16 @@ class Ledger:
         return self._queued[bucket] >= self.max_units(bucket)
 
     def next_units(self) -> tuple[Unit, ...]:
-        """Take the units of the next encode step from the queue: the first, and those of its bucket behind it."""
-        bucket = self.encode_queue[0].bucket
+        """Take the units of the next encode step from the queue: the first, and those of its bucket behind it.
+
+        Units of a request that has failed before are encoded without others, and if it was just now, after others.
+        """
+        first = next((u for u in self.encode_queue if u.request_id not in self.last_failed), self.encode_queue[0])
+        self.last_failed = frozenset()
+        bucket = first.bucket
         most = self.max_units(bucket)
-        taken = [unit for unit in self.encode_queue if unit.bucket == bucket][:most]
+        alike = [u for u in self.encode_queue if u.bucket == bucket and u.suspect == first.suspect]
+        taken = [u for u in alike if not u.suspect or u.request_id == first.request_id][:most]
         chosen = set(map(id, taken))
         self.encode_queue = [unit for unit in self.encode_queue if id(unit) not in chosen]
         self._queued[bucket] -= len(taken)
@@ -229,16 +271,16 @@ class Ledger:
         Returns:
             The units that left the queue.
         """
-        kept, dropped = [], []
-        for unit in self.encode_queue:
-            next_one = heir(unit) if unit.request_id == request_id else unit
-            if next_one is None:
-                self._queued[unit.bucket] -= 1
-                dropped.append(unit)
-            else:
-                kept.append(next_one)
-        self.encode_queue = kept
+        self.encode_queue, dropped = hand_on(self.encode_queue, request_id, heir)
+        for unit in dropped:
+            self._queued[unit.bucket] -= 1
         return dropped
+
+    def take_units(self) -> list[Unit]:
+        """Empty the encode queue; returns what was in it, in order."""
+        units, self.encode_queue = self.encode_queue, []
+        self._queued = [0] * len(self._queued)
+        return units
 
     def take(self, pool: str, count: int, request: Request) -> tuple[int, ...] | None:
         """Blocks of `pool` for `request`, entered among its holdings; None where there is no room."""
@@ -250,3 +292,17 @@ class Ledger:
     def give_back(self, pool: str, request: Request) -> None:
         """Return what `request` holds of `pool`; nothing happens where it holds nothing."""
         self.pools[pool].give_back(request.holdings.pop((self.name, pool), ()))
+
+
+def hand_on(
+    units: Iterable[Unit], request_id: str, heir: Callable[[Unit], Unit | None]
+) -> tuple[list[Unit], list[Unit]]:
+    """Units with those of one request given to their heirs, in place; and those that have none, apart."""
+    kept, dropped = [], []
+    for unit in units:
+        next_one = heir(unit) if unit.request_id == request_id else unit
+        if next_one is None:
+            dropped.append(unit)
+        else:
+            kept.append(next_one)
+    return kept, dropped

@@ -10,9 +10,11 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+from epdjax.mesh.places import Place, spec_of
 from epdjax.models.media import Prompt
+from epdjax.serving.admission import unserved_message
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.deployment import build
@@ -33,7 +35,9 @@ from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
 from epdjax.serving.programs import Progress
+from epdjax.serving.role_plans import SwitchPlan, plan_switch
 from epdjax.serving.slots import check_held_back
+from epdjax.serving.switching import SwitchReport
 from epdjax.serving.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
@@ -86,6 +90,31 @@ class _Serving:
     def max_model_len(self) -> int:
         """Longest prompt and answer together, in tokens."""
         return self.deployment.scheduling.max_model_len
+
+    @overload
+    def switch_roles(
+        self, instance: str, roles: str, *, devices: int = 1, dry_run: Literal[False] = False
+    ) -> SwitchReport: ...
+
+    @overload
+    def switch_roles(self, instance: str, roles: str, *, devices: int = 1, dry_run: Literal[True]) -> SwitchPlan: ...
+
+    def switch_roles(
+        self, instance: str, roles: str, *, devices: int = 1, dry_run: bool = False
+    ) -> SwitchReport | SwitchPlan:
+        """Give an instance other roles while requests are served, and wait until it has them.
+
+        Args:
+            instance: its name, see `AsyncLLM.health`.
+            roles: some of E, P and D. A device that is to encode joins the group of encoders, if there is one.
+            devices: where `instance` is a group of encoders, how many leave it.
+            dry_run: only say what would change.
+
+        Raises:
+            SwitchRefused: it cannot be done, and why; nothing has changed.
+        """
+        plan = plan_switch(self._engine.places, instance, roles, devices=devices, irp=self.config.irp)
+        return plan if dry_run else self._engine.switch(plan).result()
 
     def resolve_media(self, messages: Messages) -> list[dict[str, Any]]:
         """Messages with their media decoded, as this model wants them (see `resolve_messages`); slow, any thread."""
@@ -342,21 +371,47 @@ class AsyncLLM(_Serving):
 
     def health(self) -> Health:
         """Whether requests are being served, and what is."""
-        dead = self._engine.dead
-        status = "dead" if dead else "draining" if self._draining else "ready"
+        engine, deployment = self._engine, self.deployment
+        unserved = engine.scheduler.unserved
+        status = "dead" if engine.dead else "draining" if self._draining else "unserved" if unserved else "ready"
         detail: dict[str, Any] = {
-            "mesh": str(self.deployment.spec),
+            "mesh": str(spec_of(deployment.places)),
             "instances": {
                 name: {"roles": i.roles, "devices": [str(d) for d in i.submesh.devices]}
-                for name, i in self.deployment.instances.items()
+                for name, i in list(deployment.instances.items())
             },
-            "requests": self._engine.counts(),
-            "programs": len(self.deployment.programs),
-            "compiles_after_ready": self.deployment.compiles_after_ready,
+            "requests": engine.counts(),
+            "programs": len(deployment.programs),
+            "compiles_after_ready": deployment.compiles_after_ready,
         }
-        if dead:
-            detail["reason"] = dead
+        if engine.lost:
+            detail["taken_out"] = {name: lost.why for name, lost in list(engine.lost.items())}
+        if engine.dead or unserved:
+            detail["reason"] = engine.dead or unserved_message(unserved)
         return Health(status == "ready", status, detail)
+
+    def roles(self) -> dict[str, Any]:
+        """Which instance does what, the load of each stage, and the switches made; for the operator."""
+        engine, steering = self._engine, self._engine.steering
+        described: dict[str, Any] = {
+            "mesh": str(spec_of(self.deployment.places)),
+            "role_switching": self.config.role_switching,
+            "instances": {place.name: _described(place) for place in engine.places},
+            "taken_out": {name: lost.why for name, lost in list(engine.lost.items())},
+            "switching": str(engine.switching.current) if engine.switching.current else None,
+            "switches": [_reported(report) for report in engine.switching.history[-20:]],
+        }
+        if steering is not None and steering.estimate is not None:
+            described["load"] = {role: dataclasses.asdict(load) for role, load in steering.estimate.stages.items()}
+        if steering is not None and steering.decision is not None:
+            described["decision"] = {"reason": steering.decision.reason, **steering.decision.numbers}
+        return described
+
+    def change_roles(self, instance: str, roles: str, *, devices: int = 1, dry_run: bool = False) -> dict[str, Any]:
+        """`switch_roles`, reported in plain data."""
+        if dry_run:
+            return _planned(self.switch_roles(instance, roles, devices=devices, dry_run=True))
+        return _reported(self.switch_roles(instance, roles, devices=devices))
 
     async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Take no more requests; finish those there are (or, without `drain`, end them) and stop."""
@@ -364,6 +419,21 @@ class AsyncLLM(_Serving):
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, lambda: self._engine.shutdown(drain=drain, timeout_s=timeout_s))
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _described(place: Place) -> dict[str, Any]:
+    return {"roles": place.roles, "devices": list(place.devices)}
+
+
+def _planned(plan: SwitchPlan) -> dict[str, Any]:
+    sides = {"before": plan.before, "after": plan.after}
+    return {side: {place.name: _described(place) for place in places} for side, places in sides.items()}
+
+
+def _reported(report: SwitchReport) -> dict[str, Any]:
+    numbers = dataclasses.asdict(report)
+    del numbers["plan"]
+    return _planned(report.plan) | numbers
 
 
 class _Mailbox:

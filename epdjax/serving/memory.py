@@ -18,8 +18,14 @@ from epdjax.serving.slots import Slots
 PROBE_BLOCKS = 64
 
 
-def choose_kv_blocks(config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance]) -> int:
+def choose_kv_blocks(
+    config: EngineConfig, scheduling: SchedulerConfig, make: Callable[[int], Instance], in_use: int | None = None
+) -> int:
     """KV blocks for one instance: what was asked for, or else what fits.
+
+    Args:
+        make: an instance with so many blocks.
+        in_use: bytes of each of its devices that are taken already; None: what the devices say.
 
     Where the device does not tell its memory (CPU), what is asked for is believed, and else there are enough for half
     the slots at full length.
@@ -35,7 +41,8 @@ def choose_kv_blocks(config: EngineConfig, scheduling: SchedulerConfig, make: Ca
     stats = probe.submesh.devices[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return config.kv_blocks or pages * max(1, slots // 2)
-    budget = stats["bytes_limit"] * config.memory_share - stats.get("bytes_in_use", 0)
+    taken = stats.get("bytes_in_use", 0) if in_use is None else in_use
+    budget = stats["bytes_limit"] * config.memory_share - taken
     return fit(budget, step_bytes(probe), block_bytes(probe), least=pages, most=pages * slots, wanted=config.kv_blocks)
 
 
@@ -91,9 +98,10 @@ def largest_steps(instance: Instance) -> dict[str, int]:
     for job in jobs_of(instance, [instance]):
         if job.key[0] in ("encode", "prefill", "decode"):
             largest[job.key[0]] = job  # buckets come in ascending order
+    compile_all(list(largest.values()), {})
     sizes = {}
-    for job, program in compile_all(list(largest.values())).items():
-        analysis = program.memory_analysis()
-        sizes[job.key[0]] = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    for step, job in largest.items():
+        analysis = instance.programs[job.key].memory_analysis()
+        sizes[step] = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     instance.programs.clear()
     return sizes

@@ -45,6 +45,7 @@ class KVMoves:
         instances: all ledgers.
         choose: which of several D instances gets a request.
         work_ids: numbers for new work.
+        adopt: start decoding a sequence where its KV is.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class KVMoves:
         instances: Mapping[str, Ledger],
         choose: Callable[[Request, Sequence[Ledger]], Ledger],
         work_ids: Iterator[int],
+        adopt: Callable[[Request, Ledger], None],
     ):
-        self._instances, self._choose, self._work_ids = instances, choose, work_ids
+        self._instances, self._choose, self._work_ids, self._adopt = instances, choose, work_ids, adopt
         self._block_size = next(iter(instances.values())).block_size
         self._most_blocks = next(iter(instances.values())).buckets.move_blocks[-1]
         self.queue: list[Request] = []  # some of their KV is, or soon will be, to be moved
         self._in_flight: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._began: dict[int, float] = {}
+        self._began: dict[int, tuple[MoveKV, float]] = {}
         self.stats = MoveStats()
 
     def enter(self, request: Request, source: Ledger) -> None:
@@ -81,11 +83,38 @@ class KVMoves:
         siblings = [d for d in self._decoders() if d is not source and d.has_turn(request)]
         if not siblings:
             return False
-        request.filled, request.moved = request.context - 1, 0  # the newest token has not been run
+        self.park(request, source)
         self._reserve(request, self._choose(request, siblings))
-        self.enter(request, source)
         request.state = State.MOVING_KV
         return True
+
+    def park(self, request: Request, source: Ledger) -> None:
+        """A sequence that was being decoded on `source`, which decodes no more, waits there for room elsewhere."""
+        request.filled, request.moved = request.context - 1, 0  # the newest token has not been run
+        self.enter(request, source)
+        request.state = State.MOVE_QUEUED
+
+    def choose_again(self, request: Request) -> None:
+        """The instance that was chosen for a sequence, and perhaps has some of its KV, is not to be used: another has
+        to be found. No move of it may be running."""
+        assert request.d_name is not None
+        target = self._instances[request.d_name]
+        for pool in ("kv", "slot"):
+            target.give_back(pool, request)
+        target.sequences -= 1
+        request.d_name, request.moved = None, 0
+        if request.state is State.MOVING_KV:
+            request.state = State.MOVE_QUEUED
+        if request.kv_source and request not in self.queue:
+            self.queue.append(request)
+
+    def running(self, name: str) -> list[MoveKV]:
+        """The moves from or to an instance that have not ended."""
+        return [work for work, _ in self._began.values() if name in (work.source, work.instance)]
+
+    def on_the_way(self, request: Request) -> bool:
+        """Whether a move of a request has not ended."""
+        return any(part.request_id == request.request_id for work, _ in self._began.values() for part in work.parts)
 
     def next_moves(self) -> Iterable[MoveKV]:
         """The moves to start now."""
@@ -103,14 +132,14 @@ class KVMoves:
 
     def began(self, work: MoveKV, now: float) -> None:
         """A move was started."""
-        self._began[work.work_id] = now
+        self._began[work.work_id] = work, now
 
     def ended(self, work: MoveKV, now: float) -> None:
         """A move is over, well or not."""
         self._in_flight[work.source, work.instance] -= 1
         self.stats.moves += 1
         self.stats.parts += len(work.parts)
-        self.stats.seconds += now - self._began.pop(work.work_id, now)
+        self.stats.seconds += now - self._began.pop(work.work_id)[1]
 
     def arrived(self, request: Request, now: float) -> None:
         """All KV of a sequence has landed. One that was preempted is not counted: it waited for other things too."""
@@ -119,12 +148,18 @@ class KVMoves:
             self.stats.exposed_s += now - request.filled_at
 
     def _decoders(self) -> list[Ledger]:
-        return [ledger for ledger in self._instances.values() if ledger.performs("D")]
+        return [ledger for ledger in self._instances.values() if ledger.takes("D")]
 
     def _assign(self) -> None:
-        """Give requests, in order, a D instance with room."""
-        for request in self.queue:
+        """Give requests, in order, a D instance with room; their own where that has come to decode meanwhile."""
+        for request in list(self.queue):
             if request.d_name is not None:
+                continue
+            home = self._instances[request.kv_source]
+            if home.takes("D"):
+                if request.state is State.MOVE_QUEUED:
+                    self.queue.remove(request)
+                    self._adopt(request, home)
                 continue
             roomy = [d for d in self._decoders() if d.has_turn(request)]
             if roomy:

@@ -23,14 +23,15 @@ class PrefillStage:
 
     def next_step(self, ledger: Ledger) -> Prefill | None:
         """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
-        ledger.prefill_queue.sort(key=lambda r: (r.prefilled == 0, r.ranks["P"]))
+        failed, ledger.last_failed = ledger.last_failed, frozenset()
+        ledger.prefill_queue.sort(key=lambda r: (r.request_id in failed, r.prefilled == 0, r.ranks["P"]))
         most = self._most_tokens(ledger)
         chunks: list[Chunk] = []
         longest = 0
         for request in list(ledger.prefill_queue):
             length = self._chunk_length(request, most)
-            if length == 0:
-                continue  # its next MM tokens are still on their way
+            if length == 0 or (request.suspect and chunks):
+                continue  # its next MM tokens are still on their way; or it has failed before, and runs alone
             shape = ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length))
             if shape is None or (chunks and shape[0] * shape[1] > most):
                 break
@@ -42,6 +43,8 @@ class PrefillStage:
                     continue
             longest = max(longest, length)
             chunks.append(_chunk(ledger, request, length))
+            if request.suspect:
+                break
         return Prefill(next(self._work_ids), ledger.name, tuple(chunks)) if chunks else None
 
     def _most_tokens(self, ledger: Ledger) -> int:
@@ -71,7 +74,7 @@ class PrefillStage:
 
     def _start(self, ledger: Ledger, request: Request) -> bool:
         """Take KV blocks and a slot for a prompt; False where there is no room yet."""
-        stays = ledger.performs("D")
+        stays = ledger.takes("D")
         if stays and self._moves.goes_before(request):
             return False  # a sequence that was prefilled elsewhere waits for this kind of room
         if not ledger.reserve_kv(request):

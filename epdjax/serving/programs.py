@@ -27,6 +27,8 @@ GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_dot_merger_threshold_mb": "0"}
 # step is made of large products, which it is good at.
 GPU_ENCODE_OPTIONS: dict[str, str | bool] = GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}
 
+Programs = dict[tuple, Any]
+"""Compiled programs (``jax.stages.Compiled``) by what they depend on, see `Job.shelf`."""
 Progress = Callable[[int, int, str], None]
 """Called with (programs done, programs in all, the one just done)."""
 
@@ -48,26 +50,38 @@ class Job:
             return self.lower().compile(compiler_options=options)
 
     @property
+    def shelf(self) -> tuple:
+        """What the program depends on: instances that there were on the same devices have left those that are alike."""
+        i, sizes = self.instance, self.instance.spec
+        mm_blocks = sizes.mm_blocks if self.key[0] in ("land_mm", "prefill", "mm_pool") else 0
+        mesh = i.submesh.mesh
+        return (*mesh.devices.flat, *mesh.devices.shape, sizes.kv_blocks, sizes.slots, mm_blocks, *self.key)
+
+    @property
     def label(self) -> str:
         return f"{self.instance.name} {self.key[0]} {self.key[1] or ''}".rstrip()
 
 
-def compile_all(jobs: Sequence[Job], progress: Progress | None = None) -> dict[Job, Any]:
-    """Compile `jobs` in parallel and give each instance its programs.
+def compile_all(
+    jobs: Sequence[Job], programs: Programs, progress: Progress | None = None, threads: int | None = None
+) -> None:
+    """Compile `jobs` in parallel, those that are not in `programs` yet, and give each instance its own.
 
-    Returns:
-        job -> ``jax.stages.Compiled``, for who wants to read memory use or HLO.
+    Args:
+        threads: that compile; None: as many as the machine can use.
     """
-    compiled: dict[Job, Any] = {}
+    for job in jobs:
+        if job.shelf in programs:
+            job.instance.programs[job.key] = programs[job.shelf]
+    new = [job for job in jobs if job.shelf not in programs]
     # Tracing holds the GIL and compiling does not: a few more threads than cores keep the compiler busy.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
-        futures = {pool.submit(job.compile): job for job in jobs}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=threads or (os.cpu_count() or 1) + 2) as pool:
+        futures = {pool.submit(job.compile): job for job in new}
         for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             job = futures[future]
-            compiled[job] = job.instance.programs[job.key] = future.result()
+            programs[job.shelf] = job.instance.programs[job.key] = future.result()
             if progress:
-                progress(count, len(jobs), job.label)
-    return compiled
+                progress(count, len(new), job.label)
 
 
 def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
@@ -100,7 +114,7 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
         splits = {instance.tensor in (1, width) for width in widths}
         jobs += [build.land_kv(n, split) for n in instance.buckets.move_blocks for split in sorted(splits)]
     if instance.performs("P") or instance.performs("D"):
-        jobs += [build.pools(), build.seed_slot()]
+        jobs += [build.kv_pool(), build.mm_pool(), build.seed_slot()]
     return jobs
 
 
@@ -193,8 +207,13 @@ class _Builder:
         args = (self.slots, self.ints(1), row)
         return self.job(("seed_slot", None), seed_slot, args, donate=(0,), out=self.i.replicated)
 
-    def pools(self) -> Job:
-        def zeros() -> Any:
-            return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), (self.kv, self.slots, self.mm))
+    def kv_pool(self) -> Job:
+        out = (self.pool_shardings, self.i.replicated)
+        return self.job(("kv_pool", None), lambda: _zeros((self.kv, self.slots)), (), out=out)
 
-        return self.job(("pools", None), zeros, (), out=(self.pool_shardings, self.i.replicated, self.i.replicated))
+    def mm_pool(self) -> Job:
+        return self.job(("mm_pool", None), lambda: _zeros(self.mm), (), out=self.i.replicated)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), shapes)

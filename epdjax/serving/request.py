@@ -87,7 +87,7 @@ class Request:
 
     Attributes:
         ranks: for each role its place in the order of that stage; the smallest goes first.
-        p_name, d_name: the instances chosen for it, or None.
+        p_name: the instance that prefills it, from its choice until it is prefilled. d_name: the one that decodes it.
         kv_source: where its KV is moved from.
         mm_blocks: per unit, its MM blocks on the P instance.
         holdings: (instance, pool) -> blocks held there.
@@ -102,6 +102,9 @@ class Request:
         delivered: answer tokens whose step is finished.
         in_flight: works now running that touch it; what it holds is given back only when none is.
         pausing: preempted, and goes as soon as none is.
+        returns: where nobody else has room for it, it goes on where it was.
+        failures: its steps and moves that failed. suspect: it has got nowhere since the last one, and runs alone.
+        avoid: the instances where that was.
     """
 
     spec: RequestSpec
@@ -124,6 +127,10 @@ class Request:
     delivered: int = 0
     in_flight: int = 0
     pausing: bool = False
+    returns: bool = False
+    failures: int = 0
+    suspect: bool = False
+    avoid: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def request_id(self) -> str:

@@ -16,17 +16,19 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load
+from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load, check_served, could_fit
 from epdjax.serving.assigning import Assigner
 from epdjax.serving.decoding import DecodeStage
 from epdjax.serving.encoding import EncodeStage
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
+from epdjax.serving.metering import LoadMeter
 from epdjax.serving.moving import KVMoves
 from epdjax.serving.outputs import FinishReason
 from epdjax.serving.policies import ORDERS, per_stage, rank
 from epdjax.serving.prefilling import PrefillStage
 from epdjax.serving.request import Request, RequestSpec, State
+from epdjax.serving.role_changes import RoleChanges
 from epdjax.serving.service_times import ServiceTimes
 from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 
@@ -39,23 +41,17 @@ class Finished:
     reason: FinishReason
 
 
+MOST_FAILURES = 3  # of one request
+
+
 class Scheduler:
     """See the module. Not thread-safe: one caller at a time."""
 
     def __init__(self, config: SchedulerConfig, instances: Sequence[InstanceSpec]):
         self.config = config
         # Instances that are like one another learn from one another how long work takes.
-        times: dict[tuple, ServiceTimes] = collections.defaultdict(lambda: ServiceTimes(config.buckets))
-        self.instances = {
-            spec.name: Ledger(
-                spec,
-                config.buckets,
-                config.block_size,
-                config.mm_block_size,
-                times[spec.roles, spec.encode_width, spec.tensor],
-            )
-            for spec in instances
-        }
+        self._times: dict[tuple, ServiceTimes] = collections.defaultdict(lambda: ServiceTimes(config.buckets))
+        self.instances = {spec.name: self.ledger(spec) for spec in instances}
         self.requests: dict[str, Request] = {}
         self.waiting: list[Request] = []  # have media, no instance yet
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
@@ -65,13 +61,25 @@ class Scheduler:
         self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
         self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
+        self._running: dict[int, Work] = {}  # all work that was started and has not ended
         work_ids = itertools.count(1)
         self.encoding = EncodeStage(
-            self.instances, functools.partial(self._assigner.choose, "E"), work_ids, self.queued
+            self.instances, functools.partial(self._assigner.choose, "E"), work_ids, self.queued, self.requests
         )
-        self.moves = KVMoves(self.instances, functools.partial(self._assigner.choose, "D"), work_ids)
+        self.moves = KVMoves(self.instances, functools.partial(self._assigner.choose, "D"), work_ids, self._adopt)
         self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
-        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self._pause)
+        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self.pause)
+        self.roles = RoleChanges(self)
+        self.meter = LoadMeter(self)
+
+    def ledger(self, spec: InstanceSpec) -> Ledger:
+        """The books of a new instance."""
+        config = self.config
+        return Ledger(spec, config.buckets, config.block_size, config.mm_block_size, self.times_of(spec))
+
+    def times_of(self, spec: InstanceSpec) -> ServiceTimes:
+        """Service times of instances like this one."""
+        return self._times[spec.roles, spec.encode_width, spec.tensor]
 
     # ---- what the scheduler is told -------------------------------------------------------------------------------
 
@@ -82,15 +90,18 @@ class Scheduler:
             TooLong: it could never fit, and which limit says so.
             Overloaded: a queue is full.
             InvalidRequest: its id is in use.
+            ServiceUnavailable: a stage has no instance.
         """
         if spec.request_id in self.requests or spec.request_id in self.leaving:
             raise InvalidRequest(f"request id {spec.request_id!r} is already in use")
+        check_served(self.unserved)
         check_fits(spec, self.config, list(self.instances.values()))
         check_load(spec, self.config, len(self.requests), self.queued)
         number = next(self._numbers)
         ranks = {role: rank(order, spec, role, now, number) for role, order in self._orders.items()}
         request = Request(spec, now, ranks)
         self.requests[spec.request_id] = request
+        self.meter.arrived(request)
         self.queued.media_bytes += spec.media_bytes
         if request.deadline < math.inf:
             heapq.heappush(self._deadlines, ((request.deadline, number), request))
@@ -112,19 +123,22 @@ class Scheduler:
             return
         ledger = self.instances[request.d_name]
         if request_id in ledger.running or (request in ledger.prefill_queue and request.state is State.PREFILLING):
-            self._pause(request)
+            self.pause(request)
 
     def distrust(self, request_id: str) -> None:
         """What a request made of its media is not to be found by others."""
-        request = self.requests[request_id]
-        if request.p_name is not None:
-            for index in range(request.spec.units):
-                self.instances[request.p_name].pools["mm"].unpublish(request.spec.unit_key(index))
+        spec = self.requests[request_id].spec
+        for ledger in self.instances.values():
+            for index in range(spec.units):
+                ledger.pools["mm"].unpublish(spec.unit_key(index))
 
     def finished(self, work: Work, now: float, stopped: Collection[str] = ()) -> list[Finished]:
         """Work is done. `stopped` names requests whose token in this work ended their answer."""
         requests = self._land(work, now)
-        self.instances[work.instance].watch.ended(work, now)
+        ledger = self.instances[work.instance]
+        ledger.watch.ended(work, now)
+        self.meter.ended(work)
+        ledger.succeeded()
         done: list[Finished] = []
         match work:
             case Encode():
@@ -136,7 +150,7 @@ class Scheduler:
                 for chunk in work.chunks:
                     if request := requests.get(chunk.request_id):
                         if request.state is not State.INTERRUPTED:
-                            self._filled(request, self.instances[work.instance], chunk, now)
+                            self._filled(request, ledger, chunk, now)
                         if chunk.is_last:
                             done += self._delivered(request, stopped)
             case MoveKV():
@@ -153,12 +167,24 @@ class Scheduler:
         return done
 
     def failed(self, work: Work, now: float) -> list[Finished]:
-        """Work raised: the requests in it end in an error, and nothing else is touched."""
+        """Work raised: the requests in it start over, elsewhere if possible and by themselves; after `MOST_FAILURES`
+        they end in an error. Others are not touched."""
         requests = self._land(work, now)
-        self.instances[work.instance].watch.failed(work)
+        ledger = self.instances[work.instance]
+        ledger.watch.failed(work)
         if isinstance(work, (Encode, MoveMM)):
             requests |= self.encoding.failed(work)
-        return [self._fail(request) for request in requests.values()]
+        ledger.failed(requests)
+        done = []
+        for request in requests.values():
+            request.failures += 1
+            request.suspect = True
+            request.avoid.add(work.instance)
+            if request.failures == MOST_FAILURES:
+                done.append(self._fail(request))
+            else:
+                self.send_back(request)
+        return done
 
     def overdue(self, now: float) -> list[Finished]:
         """End the requests whose time is up."""
@@ -182,8 +208,47 @@ class Scheduler:
             self.instances[instance].pools[pool].forget()
         for request in list(self.requests.values()):
             if any(name == instance for name, _ in request.holdings):
-                self._leave_queues(request)
-                self._let_go([request])
+                self.send_back(request)
+
+    def send_back(self, request: Request) -> None:
+        """What a request has so far is lost or given up: it starts over, its answer so far included, as soon as no
+        running work touches it."""
+        if request.state is not State.INTERRUPTED:
+            self._leave_queues(request)
+        self._let_go([request])
+
+    def is_running(self, work: Work) -> bool:
+        """Whether work was started and nobody has said yet that it has ended, or that it never will."""
+        return work.work_id in self._running
+
+    def running_on(self, name: str) -> list[Work]:
+        """Work that was started, has not ended, and has to do with an instance."""
+        return [work for work in self._running.values() if name in (work.instance, getattr(work, "source", ""))]
+
+    def void(self, work: Work, now: float) -> list[Request]:
+        """Running work will never end; returns the requests that lose something with it. Nobody is to blame."""
+        requests = self._land(work, now)
+        self.instances[work.instance].watch.failed(work)
+        if isinstance(work, (Encode, MoveMM)):
+            requests |= self.encoding.failed(work)
+        return list(requests.values())
+
+    def add_instance(self, spec: InstanceSpec) -> None:
+        """From now on there is one more."""
+        self.instances[spec.name] = self.ledger(spec)
+
+    def give_up(self) -> list[Finished]:
+        """End the requests that no instance there is now could ever hold."""
+        return [
+            self._fail(request)
+            for request in list(self.requests.values())
+            if not could_fit(request.spec, self.instances.values())
+        ]
+
+    @property
+    def unserved(self) -> str:
+        """The roles that no instance performs."""
+        return "".join(role for role in "EPD" if not any(i.performs(role) for i in self.instances.values()))
 
     # ---- what the scheduler answers -------------------------------------------------------------------------------
 
@@ -193,6 +258,8 @@ class Scheduler:
         preemptions = -1
         while preemptions != self.preemptions:  # what was preempted may go on at once, elsewhere
             preemptions = self.preemptions
+            self.roles.evacuate()
+            self.encoding.find_homes()
             self._admit()
             works += [self._begin(work, now) for work in self.encoding.moves()]
             works += [self._begin(work, now) for work in self.moves.next_moves()]
@@ -224,13 +291,17 @@ class Scheduler:
     def _enter(self, request: Request) -> None:
         """Put a request where it starts, or starts anew."""
         self.queued.units += request.spec.units
-        if request.spec.units:
+        if request.spec.units or not self._assign_text(request):
             request.state = State.WAITING
             self.waiting.append(request)
-        else:
-            fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
+
+    def _assign_text(self, request: Request) -> bool:
+        """Give a request without media a P instance; False where there is none just now."""
+        fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
+        if fitting:
             self._assign_prefill(request, self._assigner.choose("P", request, fitting))
             self._queue_prefill(request)
+        return bool(fitting)
 
     def _admit(self) -> None:
         """Give waiting requests a P instance with room for all their MM tokens, and queue their units for encoding.
@@ -239,24 +310,36 @@ class Scheduler:
         no room holds back those behind it, until running ones make room.
         """
         self.waiting.sort(key=lambda r: r.ranks["E"])
-        while self.waiting:
-            request = self.waiting[0]
-            fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
-            roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
-            # Where nobody has room for everything, what is there already may make the difference.
-            ledger = self._assigner.choose("P", request, roomy or fitting)
-            to_encode = ledger.reserve_mm(request)
-            if to_encode is None:
+        texts = [request for request in self.waiting if not request.spec.units]
+        for request in texts:  # there was no P instance when they came
+            if self._assign_text(request):
+                self.waiting.remove(request)
+        pictures = [request for request in self.waiting if request.spec.units]
+        for request in pictures:
+            if not self._assign_media(request):
                 return
-            del self.waiting[0]
-            self._assign_prefill(request, ledger)
-            request.state = State.ENCODING
-            self.queued.units -= len(request.spec.unit_tokens) - len(to_encode)
-            self.encoding.queue(request, ledger, to_encode)
-            if request.missing:
-                ledger.prefill_queue.append(request)
-            else:
-                self._queue_prefill(request)
+            self.waiting.remove(request)
+
+    def _assign_media(self, request: Request) -> bool:
+        """Give a request with media a P instance; False where none has room."""
+        fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
+        roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
+        if not fitting:
+            return False
+        # Where nobody has room for everything, what is there already may make the difference.
+        ledger = self._assigner.choose("P", request, roomy or fitting)
+        to_encode = ledger.reserve_mm(request)
+        if to_encode is None:
+            return False
+        self._assign_prefill(request, ledger)
+        request.state = State.ENCODING
+        self.queued.units -= len(request.spec.unit_tokens) - len(to_encode)
+        self.encoding.queue(request, ledger, to_encode)
+        if request.missing:
+            ledger.prefill_queue.append(request)
+        else:
+            self._queue_prefill(request)
+        return True
 
     def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
         request.p_name = ledger.name
@@ -276,6 +359,7 @@ class Scheduler:
 
     def _begin(self, work: Work, now: float) -> Work:
         ledger = self.instances[work.instance]
+        self._running[work.work_id] = work
         if not isinstance(work, (MoveMM, MoveKV)):  # moves occupy links, not the instance's compute
             ledger.in_flight[work.work_id] = work
             ledger.watch.began(work, now)
@@ -302,6 +386,7 @@ class Scheduler:
 
     def _land(self, work: Work, now: float) -> dict[str, Request]:
         """Take work out of flight; returns its requests that are still live."""
+        del self._running[work.work_id]
         self.instances[work.instance].in_flight.pop(work.work_id, None)
         if isinstance(work, MoveKV):
             self.moves.ended(work, now)
@@ -322,7 +407,7 @@ class Scheduler:
         """KV of prompt tokens is in place: it can be shared, and moved on while the rest is run."""
         request.filled, request.filled_at = chunk.start + chunk.length, now
         ledger.publish_kv(request, chunk.start, request.filled)
-        if not ledger.performs("D"):
+        if request.d_name != ledger.name:
             self.moves.enter(request, ledger)
         if chunk.is_last:
             self._prefilled(request)
@@ -333,10 +418,18 @@ class Scheduler:
         ledger = self.instances[request.p_name]
         ledger.give_back("mm", request)
         ledger.prompt_tokens -= request.context
-        if ledger.performs("D"):
+        request.p_name = None
+        if request.d_name == ledger.name:
             self._start_decoding(request)
         else:
             request.state = State.MOVE_QUEUED
+
+    def _adopt(self, request: Request, ledger: Ledger) -> None:
+        """A sequence is decoded where its KV is: the instance has come to decode meanwhile."""
+        request.kv_source = ""
+        request.d_name = ledger.name
+        ledger.sequences += 1
+        self._start_decoding(request)
 
     def _leave_source(self, request: Request) -> None:
         """Its KV has arrived elsewhere."""
@@ -351,26 +444,32 @@ class Scheduler:
 
     def _delivered(self, request: Request, stopped: Collection[str]) -> list[Finished]:
         request.delivered += 1
+        request.suspect = False
         if request.request_id in stopped:
             reason: FinishReason = "stop"
         elif request.delivered == request.spec.max_tokens:
             reason = "length"
         else:
             return []
+        self.meter.answered(request)
         self._retire(request)
         return [Finished(request.request_id, reason)]
 
     # ---- preemption -----------------------------------------------------------------------------------------------
 
-    def _pause(self, request: Request) -> None:
-        """Take a request out of its instance, which needs the room; it goes when no running work touches it."""
+    def pause(self, request: Request, *, returns: bool = False) -> None:
+        """Take a request out of its instance, which needs the room; it goes when no running work touches it.
+
+        Args:
+            returns: if nobody else has room for it then, it goes on where it was.
+        """
         for name in (request.p_name, request.d_name):
             if name is not None:
                 ledger = self.instances[name]
                 ledger.running.pop(request.request_id, None)
                 if request in ledger.prefill_queue:
                     ledger.prefill_queue.remove(request)
-        request.pausing = True
+        request.pausing, request.returns = True, returns
         self._let_go([request])
 
     def _let_go(self, requests: Iterable[Request]) -> None:
@@ -382,7 +481,7 @@ class Scheduler:
                 self._start_over(request)
             elif request.pausing:
                 request.pausing = False
-                self.preemptions += 1
+                self.preemptions += not request.returns
                 if request.state is State.PREFILLING:
                     self._prefill_anew(request)
                 else:
@@ -404,9 +503,16 @@ class Scheduler:
         """A sequence moves to another instance that has room, or is prefilled again, its answer so far included."""
         assert request.d_name is not None
         source = self.instances[request.d_name]
+        returns = request.returns
         self._leave_queues(request)
         request.resumed = request.delivered
-        if not self.moves.displace(request, source):
+        if self.moves.displace(request, source):
+            return
+        if returns:
+            self._adopt(request, source)
+        elif self.roles.keeps_kv(source):
+            self.moves.park(request, source)
+        else:
             self._start_over(request)
 
     def _start_over(self, request: Request) -> None:
@@ -448,7 +554,7 @@ class Scheduler:
             ledger.sequences -= 1
             ledger.running.pop(request.request_id, None)
         request.p_name = request.d_name = None
-        request.pausing = False
+        request.pausing = request.returns = False
         request.state = State.INTERRUPTED
 
     def _leave_prefill(self, request: Request, ledger: Ledger) -> None:

@@ -5,8 +5,9 @@ was started while other work was running is counted from that one's end.
 """
 
 import dataclasses
+import math
 
-from epdjax.serving.buckets import Buckets
+from epdjax.serving.buckets import Buckets, smallest
 from epdjax.serving.work import Decode, Encode, Prefill, Work
 
 SMOOTHING = 0.2  # weight of the newest observation
@@ -33,6 +34,7 @@ class ServiceTimes:
     def __init__(self, buckets: Buckets):
         self._buckets = buckets
         self._decode = Mean(10 * PRIOR_TOKEN_S)
+        self._decode_rows: dict[int, Mean] = {}  # by rows of the padded step
         self._prefill: dict[int, Mean] = {}  # by tokens of the padded step
         self._encode = [Mean(PRIOR_TOKEN_S * size) for size in buckets.unit_sizes]  # of a unit
 
@@ -45,6 +47,8 @@ class ServiceTimes:
                 self._prefill.setdefault(self._padded(work), Mean(0.0)).observe(took)
             case Decode():
                 self._decode.observe(took)
+                rows = smallest(self._buckets.decode_rows, len(work.sequences))
+                self._decode_rows.setdefault(rows, Mean(0.0)).observe(took)
 
     def _padded(self, work: Prefill) -> int:
         shape = self._buckets.prefill_for(len(work.chunks), max(chunk.length for chunk in work.chunks))
@@ -54,6 +58,16 @@ class ServiceTimes:
     def decode_s(self) -> float:
         """A decode step."""
         return self._decode.value
+
+    def decode_rows_s(self, rows: int) -> float:
+        """A decode step of so many sequences. What was not seen is put on a line through the two nearest that were; a
+        step never gets shorter with more rows."""
+        seen = sorted(self._decode_rows.items(), key=lambda item: abs(item[0] - rows))[:2]
+        if len(seen) < 2:
+            return seen[0][1].value if seen else self._decode.value
+        (near, near_s), (far, far_s) = ((count, mean.value) for count, mean in seen)
+        slope = max(0.0, (near_s - far_s) / (near - far))
+        return max(near_s + slope * (rows - near), slope * rows)
 
     def encode_s(self, bucket: int) -> float:
         """An encode unit of a size, its share of a step."""
@@ -85,15 +99,28 @@ class Stopwatch:
         self.times = times
         self._began: dict[int, float] = {}
         self._free_at = 0.0
+        self.busy_s = 0.0
+
+    def of(self, times: ServiceTimes) -> "Stopwatch":
+        """This one, telling others from now on."""
+        self.times = times
+        return self
 
     def began(self, work: Work, now: float) -> None:
         self._began[work.work_id] = now
 
+    @property
+    def running_since(self) -> float:
+        """When the oldest work that has not ended came to be run; infinite where there is none."""
+        return max(min(self._began.values()), self._free_at) if self._began else math.inf
+
     def ended(self, work: Work, now: float) -> None:
-        """A step has ended well."""
-        took = now - max(self._began.pop(work.work_id, now), self._free_at)
-        self._free_at = now
-        self.times.observe(work, took)
+        """A step has ended well. Moves are no steps: they occupy links."""
+        if work.work_id in self._began:
+            took = now - max(self._began.pop(work.work_id), self._free_at)
+            self._free_at = now
+            self.busy_s += took
+            self.times.observe(work, took)
 
     def failed(self, work: Work) -> None:
         """A step has ended otherwise, which teaches nothing."""

@@ -38,10 +38,11 @@ class Waiter:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             arrays, fetch, report = item
+            result = None
             try:
                 result = jax.device_get(arrays) if fetch else jax.block_until_ready(arrays)
             except Exception as error:
                 report(None, error)
             else:
                 report(result, None)
-            del arrays, item  # a finished array must not be kept alive until the next one comes
+            del arrays, result, report, item  # finished arrays must not be kept alive until the next ones come

@@ -14,6 +14,7 @@ class Unit:
         target: the P instance that waits for it.
         key: of its content.
         rank: of its request, in the order of encoding.
+        suspect: a step of its request has failed.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class Unit:
     target: str = ""
     key: Hashable = None
     rank: tuple[float, int] = (0.0, 0)
+    suspect: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from epdjax.mesh.sharding import Submesh
-from epdjax.mesh.transfer import move, shards_in_order
+from epdjax.mesh.transfer import gather_shards, move, shards_in_order
 
 
 def submesh(first: int, *, data: int = 1, tensor: int = 1) -> Submesh:
@@ -47,3 +47,25 @@ def test_shards_come_in_the_order_of_the_rows() -> None:
     np.testing.assert_array_equal(np.concatenate(pieces), array)
     whole = array_on(submesh(0), ("unit", None), (8, 3))
     np.testing.assert_array_equal(shards_in_order(whole)[0], whole)
+
+
+@pytest.mark.parametrize(("copies", "target"), [([(0, 1)], (4, 1)), ([(0, 2)], (2, 2)), ([(0, 1), (3, 1)], (2, 3))])
+def test_shards_are_gathered_from_where_they_are(copies: list[tuple[int, int]], target: tuple[int, int]) -> None:
+    """From (first device, width) to (first device, width): those on a device already are not copied."""
+    split = copies[0][1] > 1
+    axes = ("heads", None) if split else (None, None)
+    arrays = [array_on(submesh(first, tensor=width), axes, (4, 6)) for first, width in copies]
+    sharding = submesh(target[0], tensor=target[1]).sharding(axes, (4, 6))
+    (made,) = gather_shards([(arrays, sharding)])
+    assert made is not None and made.sharding == sharding
+    np.testing.assert_array_equal(made, arrays[0])
+    here = {s.device: s.data.unsafe_buffer_pointer() for a in arrays for s in a.addressable_shards}
+    for shard in made.addressable_shards:
+        if shard.device in here:
+            assert shard.data.unsafe_buffer_pointer() == here[shard.device]
+
+
+def test_shards_that_are_nowhere() -> None:
+    whole = array_on(submesh(0), (None, None), (4, 6))
+    halves = submesh(2, tensor=2).sharding(("heads", None), (4, 6))
+    assert gather_shards([([whole], halves), ([], halves), ([whole], submesh(1).replicated)])[:2] == [None, None]

@@ -25,7 +25,7 @@ def test_decode_steps_are_timed_in_the_engine_and_alone(tmp_path: Path) -> None:
             assert 0 < time_step(instance, key, repeats=1) < 30
         assert instance.pools_alive
         with pytest.raises(ValueError, match="is not a step that computes"):
-            time_step(instance, ("pools", None))
+            time_step(instance, ("kv_pool", None))
 
 
 @pytest.mark.parametrize("roles", [("EPD",), ("E", "P", "D")])

@@ -17,12 +17,14 @@ from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 BUCKETS = default_buckets(max_model_len=256, block_size=16, max_chunk=64, max_seqs=4, max_units=2, unit_sizes=(1, 2))
 
 
+def make_instance(name: str, roles: str) -> InstanceSpec:
+    """A small instance."""
+    return InstanceSpec(name, roles, kv_blocks=20, mm_blocks=24, slots=4, encode_width=1, staging=2)
+
+
 def make_scheduler(layout: str, **limits: Any) -> Scheduler:
     """A small deployment; `layout` lists the roles of its instances."""
-    instances = [
-        InstanceSpec(f"{roles}{i}", roles, kv_blocks=20, mm_blocks=24, slots=4, encode_width=1, staging=2)
-        for i, roles in enumerate(layout.split())
-    ]
+    instances = [make_instance(f"{roles}{i}", roles) for i, roles in enumerate(layout.split())]
     return Scheduler(SchedulerConfig(**{"buckets": BUCKETS, "max_model_len": 256} | limits), instances)
 
 

@@ -124,13 +124,13 @@ def test_answers_differ_and_are_those_of_single_requests(llm: LLM) -> None:
 
 def test_several_answers_prepare_their_prompt_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, prefilled = count_units(llm, monkeypatch), []
-    prefill = llm.deployment.instances["P0"].prefill
+    prefill = llm.deployment.instances["i1"].prefill
 
     def counted(chunks, live):
         prefilled.extend(chunk.length for chunk in chunks)
         return prefill(chunks, live)
 
-    monkeypatch.setattr(llm.deployment.instances["P0"], "prefill", counted)
+    monkeypatch.setattr(llm.deployment.instances["i1"], "prefill", counted)
     forget(llm)
     conversation = ask("how many of them are there in it?", picture(60, 40, 5))
     out = llm.chat(conversation, dataclasses.replace(SEEDED, n=5))[0]

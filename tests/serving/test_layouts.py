@@ -80,5 +80,5 @@ def test_encoders_without_irp_answer_the_same(
     checkpoint: Path, reference: dict[str, dict[str, tuple[int, ...]]]
 ) -> None:
     with make_llm(checkpoint, "2E1P1D", irp=False) as llm:
-        assert sorted(llm.deployment.instances) == ["D0", "E0", "E1", "P0"]
+        assert sorted(llm.deployment.instances) == ["i0", "i1", "i2", "i3"]
         assert answers_in_company(llm, GREEDY) == reference["greedy"]

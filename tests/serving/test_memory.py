@@ -35,7 +35,7 @@ def test_what_is_asked_for_must_fit(budget: int, block: int, wanted: int) -> Non
 
 def test_bytes_are_those_of_the_real_arrays(checkpoint) -> None:
     with make_llm(checkpoint, "1E,1Px2,1D") as llm:
-        for name in ("P0", "D0"):
+        for name in ("i1", "i2"):
             instance = llm.deployment.instances[name]
             per_device = sum(pool.addressable_shards[0].data.nbytes for pool in instance.pools)
             assert block_bytes(instance) * (instance.spec.kv_blocks + 1) == per_device

@@ -77,6 +77,6 @@ def test_answers_survive_preemption_at_any_moment(
             over.set()
             thread.join()
         assert engine.scheduler.preemptions > 10
-        assert ("D0" in moved and "D1" in moved) == (mesh != "1EPD")
+        assert ({"i2", "i3"} <= set(moved)) == (mesh != "1EPD")
         assert engine.scheduler.idle
         audit(engine.scheduler)

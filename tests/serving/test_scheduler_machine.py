@@ -2,8 +2,10 @@
 and nothing waits for ever."""
 
 import collections
+from collections.abc import Callable
+from random import Random
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -11,7 +13,10 @@ from epdjax.serving.audit import audit
 from epdjax.serving.errors import Overloaded, TooLong
 from epdjax.serving.request import RequestSpec
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
-from tests.serving.scheduling import BUCKETS, make_scheduler
+from tests.serving.scheduling import BUCKETS, make_instance, make_scheduler
+
+LAYOUTS = ["EPD", "E P D", "E PD", "EP D", "E E P P D D", "EPD EPD", "E P PD", "EP P D", "E EP P PD D", "E P ED"]
+ROLES = ["E", "P", "D", "EP", "PD", "ED", "EPD", ""]
 
 
 class Memory:
@@ -66,11 +71,7 @@ class Memory:
 class Machine(RuleBasedStateMachine):
     """Devices finish work in order, lane by lane; everything else comes at random."""
 
-    @initialize(
-        layout=st.sampled_from(
-            ["EPD", "E P D", "E PD", "EP D", "E E P P D D", "EPD EPD", "E P PD", "EP P D", "E EP P PD D", "E P ED"]
-        )
-    )
+    @initialize(layout=st.sampled_from(LAYOUTS))
     def begin(self, layout: str) -> None:
         self.scheduler = make_scheduler(layout, max_requests=12, max_queued_units=40)
         self.lanes: dict[tuple[str, str], collections.deque[Work]] = {}
@@ -80,6 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.live: set[str] = set()
         self.specs: dict[str, RequestSpec] = {}
         self.landed: set = set()
+        self.changing: tuple = ()
         self.tokens: collections.Counter[str] = collections.Counter()
         self.wanted: dict[str, int] = {}
         self.memory = Memory(self.specs)
@@ -213,11 +215,89 @@ class Machine(RuleBasedStateMachine):
     def lose_instance_pools(self, pick: int) -> None:
         names = sorted(self.scheduler.instances)
         lost = names[pick % len(names)]
-        for block in [key for key in self.memory.blocks if key[0] == lost]:
-            del self.memory.blocks[block]
-        self.landed = {key for key in self.landed if key[0] != lost}
+        self.forget(lost, mm=True)
         self.scheduler.lost(lost)
         self.start()
+
+    @precondition(lambda self: not self.changing)
+    @rule(
+        pick=st.integers(0, 100),
+        roles=st.sampled_from(["E", "P", "D", "EP", "PD", "ED", "EPD", ""]),
+        same=st.booleans(),
+    )
+    def offload(self, pick: int, roles: str, same: bool) -> None:
+        """Any instance, to any roles; without roles it goes. `same`: its KV pool stays as it is, if it has one."""
+        names = sorted(self.scheduler.instances)
+        ledger = self.scheduler.instances[names[pick % len(names)]]
+        others = "".join(other.spec.roles for other in self.scheduler.instances.values() if other is not ledger)
+        if set(others + roles) != set("EPD") or roles == ledger.spec.roles:
+            return
+        keeps = same and all(set("PD") & set(some) for some in (roles, ledger.spec.roles))
+        kept = set(roles) & set(ledger.spec.roles) if keeps else set(roles) & {"E"} & set(ledger.spec.roles)
+        closing = "".join(role for role in ledger.spec.roles if role not in kept)
+        self.changing = (ledger.name, roles, keeps)
+        self.scheduler.roles.offload(ledger.name, closing, keeps_kv=keeps)
+        self.start()
+
+    @precondition(lambda self: self.changing)
+    @rule()
+    def evict(self) -> None:
+        self.scheduler.roles.evict(self.changing[0])
+        self.start()
+
+    @precondition(lambda self: self.changing)
+    @rule()
+    def call_off(self) -> None:
+        self.scheduler.roles.resume(self.changing[0])
+        self.changing = ()
+        self.start()
+
+    @precondition(lambda self: self.changing)
+    @rule()
+    def onload(self) -> None:
+        """As soon as nothing is left of the roles given up."""
+        self.start()
+        name, roles, keeps = self.changing
+        if not self.scheduler.roles.is_evacuated(name):
+            return
+        before = self.scheduler.instances[name].spec
+        if not keeps:
+            self.forget(name, mm=True)
+        elif not ("P" in roles and "P" in before.roles):
+            self.landed = {key for key in self.landed if key[0] != name}
+        if roles:
+            self.scheduler.roles.onload(make_instance(name, roles))
+        else:
+            self.scheduler.roles.leave(name)
+        self.changing = ()
+        self.start()
+
+    @rule(roles=st.sampled_from(["E", "P", "D", "EPD"]))
+    def enter(self, roles: str) -> None:
+        if len(self.scheduler.instances) < 7:
+            self.serial += 1
+            self.scheduler.roles.enter(make_instance(f"new{self.serial}", roles))
+            self.start()
+
+    @rule(pick=st.integers(0, 100))
+    def take_out(self, pick: int) -> None:
+        """An instance dies; what was started on it, to it or from it never ends."""
+        names = sorted(self.scheduler.instances)
+        name = names[pick % len(names)]
+        others = "".join(other.spec.roles for other in self.scheduler.instances.values() if other.name != name)
+        if set(others) != set("EPD") or self.changing:
+            return
+        self.scheduler.roles.take_out(name, self.now)
+        self.forget(name, mm=True)
+        for lane in self.lanes.values():
+            for work in [work for work in lane if not self.scheduler.is_running(work)]:
+                lane.remove(work)
+        self.start()
+
+    def forget(self, name: str, *, mm: bool) -> None:
+        for block in [key for key in self.memory.blocks if key[0] == name]:
+            del self.memory.blocks[block]
+        self.landed = {key for key in self.landed if key[0] != name or not mm}
 
     @invariant()
     def books_balance(self) -> None:
@@ -229,15 +309,62 @@ class Machine(RuleBasedStateMachine):
         """With no more arrivals everything ends, in a number of steps bounded by the work there is."""
         if not hasattr(self, "scheduler"):
             return
-        budget = 200 + 400 * len(self.live)
-        while self.live or self.outstanding():
-            assert self.outstanding(), f"stuck: {self.scheduler.counts()}"
-            self.finish_one(self.pop(0), stop=False)
+        budget = 400 + 400 * len(self.live)
+        if self.changing:
+            self.scheduler.roles.evict(self.changing[0])
+            self.start()
+        while self.live or self.outstanding() or self.changing:
+            if self.changing:
+                self.onload()
+            assert self.outstanding() or not (self.live or self.changing), f"stuck: {self.scheduler.counts()}"
+            if self.outstanding():
+                self.finish_one(self.pop(0), stop=False)
             self.start()
             budget -= 1
             assert budget > 0, f"does not end: {self.scheduler.counts()}"
         assert self.scheduler.idle
         audit(self.scheduler)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(LAYOUTS))
+def test_busy_walks(random: Random, layout: str) -> None:
+    """The same rules in the proportions of a busy server: pools are full most of the time, whatever else happens."""
+    machine = Machine()
+    machine.begin(layout)
+
+    def pick() -> int:
+        return random.randrange(100)
+
+    def arrive() -> None:
+        contents = [random.randrange(6) for _ in range(random.choice([0, 0, 1, 2, 4]))]
+        prompt, answer = random.randint(1, 150), random.randint(1, 120)
+        machine.arrive(prompt, answer, random.randint(-1, 1), contents, random.randrange(3), random.random() < 0.6)
+
+    rules: list[tuple[int, Callable[[], object], Callable[[], object]]] = [
+        (50, arrive, lambda: True),
+        (100, lambda: machine.finish(pick(), random.random() < 0.05), machine.outstanding),
+        (4, lambda: machine.abort(pick()), lambda: machine.live),
+        (6, lambda: machine.preempt(pick()), lambda: machine.live),
+        (4, lambda: machine.fail(pick()), machine.outstanding),
+        (1, lambda: machine.lose_instance_pools(pick()), lambda: machine.live),
+        (
+            12,
+            lambda: machine.offload(pick(), random.choice(ROLES), random.random() < 0.6),
+            lambda: not machine.changing,
+        ),
+        (16, machine.onload, lambda: machine.changing),
+        (3, machine.evict, lambda: machine.changing),
+        (1, machine.call_off, lambda: machine.changing),
+        (2, lambda: machine.take_out(pick()), lambda: True),
+        (1, lambda: machine.enter(random.choice("EPD")), lambda: True),
+    ]
+    for _ in range(150):
+        possible = [(weight, rule) for weight, rule, when in rules if when()]
+        (rule,) = random.choices([rule for _, rule in possible], [weight for weight, _ in possible])
+        rule()
+        machine.books_balance()
+    machine.teardown()
 
 
 Machine.TestCase.settings = settings(

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from epdjax.serving.http import answers, protocol
+from epdjax.serving.http.admin import admin_router
 from epdjax.serving.http.chat import ChatExchange
 from epdjax.serving.http.engine import Engine
 from epdjax.serving.http.errors import ModelNotFound, install_error_handlers
@@ -18,8 +19,10 @@ from epdjax.serving.http.service import Service
 CLOSE_TIMEOUT_S = 30.0
 
 
-def create_app(llm: Engine) -> FastAPI:
+def create_app(llm: Engine, *, admin_key: str | None = None) -> FastAPI:
     """Makes the application around an engine (an `AsyncLLM`). `app.state.service` is what its requests share.
+
+    With an `admin_key` there is ``/admin`` too, for who sends it.
 
     There are no CORS headers: a browser page of another origin gets no answers.
     """
@@ -75,6 +78,8 @@ def create_app(llm: Engine) -> FastAPI:
         paths = ["/v1/chat/completions", "/v1/models", "/health", "/version"]
         return {"name": "epdjax", "model": llm.model_name, "docs": "/docs", "paths": paths}
 
+    if admin_key:
+        app.include_router(admin_router(llm, admin_key))
     return app
 
 

@@ -21,7 +21,19 @@ class EngineHealth(Protocol):
     def detail(self) -> dict[str, Any]: ...
 
 
-class Engine(Protocol):
+class Administered(Protocol):
+    """An engine whose instances can change roles. Both block, and are called from any thread."""
+
+    def roles(self) -> dict[str, Any]:
+        """Which instance does what, and the load."""
+        ...
+
+    def change_roles(self, instance: str, roles: str, *, devices: int = 1, dry_run: bool = False) -> dict[str, Any]:
+        """Give an instance other roles; returns what has changed."""
+        ...
+
+
+class Engine(Administered, Protocol):
     """An engine that answers messages."""
 
     @property

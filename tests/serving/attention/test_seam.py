@@ -23,7 +23,7 @@ def answers(folder: Path, mesh: str, attention: str) -> list[tuple[int, ...]]:
     with make_llm(folder, mesh, attention=attention, buckets=FEW) as llm:
         outputs = llm.chat([CONVERSATIONS[name] for name in SOME], GREEDY)
         if mesh == "1EPD":
-            choices = llm.deployment.instances["EPD0"].attention.choices
+            choices = llm.deployment.instances["i0"].attention.choices
             expected = "rowwise" if attention == "auto" else attention
             assert {role: choice.kernel for role, choice in choices.items()} == dict.fromkeys("EPD", expected)
         return [output.outputs[0].token_ids for output in outputs]
@@ -46,7 +46,7 @@ def test_the_paged_kernel_answers_like_the_reference(
     """The Pallas kernel in real steps, by its interpreter: chunks, company, moved pages, heads over two devices."""
     with caplog.at_level(logging.INFO, "epdjax.serving.attention.seam"):
         assert answers(checkpoint, mesh, "pallas") == reference
-    pages = {"P": "P0", "D": "D0"} if mesh == "1E1P1D" else {"P": "PD0", "D": "PD0"}
+    pages = {"P": "i1", "D": "i2"} if mesh == "1E1P1D" else {"P": "i1", "D": "i1"}
     assert sorted((record.levelname, record.getMessage()) for record in caplog.records) == [
         ("INFO", f"{pages['D']} attends in decode with pallas"),
         ("INFO", f"{pages['P']} attends in prefill with pallas"),

@@ -15,6 +15,7 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
+from epdjax.serving.role_plans import SwitchRefused
 
 
 @dataclasses.dataclass
@@ -40,6 +41,14 @@ class ScriptedEngine:
 
     def health(self) -> ScriptedHealth:
         return ScriptedHealth(not self.shutdowns, "dead" if self.shutdowns else "ready", {"running": len(self.running)})
+
+    def roles(self) -> dict[str, Any]:
+        return {"mesh": "1E1P1D"}
+
+    def change_roles(self, instance: str, roles: str, *, devices: int = 1, dry_run: bool = False) -> dict[str, Any]:
+        if instance != "i1":
+            raise SwitchRefused(f"there is no instance {instance!r}", param="instance")
+        return {"instance": instance, "roles": roles, "devices": devices, "dry_run": dry_run}
 
     async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         self.shutdowns.append(drain)

@@ -13,11 +13,11 @@ from epdjax.serving.http.service import Service
 class RunningServer:
     """Where it is, and how to stop it."""
 
-    def __init__(self, engine: Engine, *, drain_timeout_s: float = 5.0):
+    def __init__(self, engine: Engine, *, drain_timeout_s: float = 5.0, admin_key: str | None = None):
         self.engine = engine
         self.exit_status: int | None = None
         self._ready = threading.Event()
-        app = create_app(engine)
+        app = create_app(engine, admin_key=admin_key)
         self.service: Service = app.state.service
         self._server = HttpServer(
             app, bind("127.0.0.1", 0), drain_timeout_s=drain_timeout_s, on_ready=self._set_address
@@ -44,9 +44,9 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(engine: Engine, *, drain_timeout_s: float = 5.0) -> Iterator[RunningServer]:
+def running(engine: Engine, *, drain_timeout_s: float = 5.0, admin_key: str | None = None) -> Iterator[RunningServer]:
     """A server around an engine until the end of the block."""
-    server = RunningServer(engine, drain_timeout_s=drain_timeout_s)
+    server = RunningServer(engine, drain_timeout_s=drain_timeout_s, admin_key=admin_key)
     try:
         yield server
     finally:
