@@ -48,14 +48,19 @@ class Queued:
     media_bytes: int = 0
 
 
-def check_served(unserved: str) -> None:
-    """Refuse everything while a stage has no instance.
+def check_served(spec: RequestSpec, unserved: str) -> None:
+    """Refuse what needs a stage that has no instance.
 
     Raises:
         ServiceUnavailable: names the stages.
     """
-    if unserved:
+    if needs(spec) & set(unserved):
         raise ServiceUnavailable(unserved_message(unserved))
+
+
+def needs(spec: RequestSpec) -> set[str]:
+    """The roles that a request needs."""
+    return set("EPD" if spec.units else "PD")
 
 
 def unserved_message(unserved: str) -> str:
@@ -88,7 +93,7 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
             f"{config.buckets.max_chunk}; restart with a larger --max-chunk"
         )
     prefillers = [ledger for ledger in ledgers if ledger.performs("P")]
-    if not any(ledger.could_prefill(spec) for ledger in prefillers):
+    if prefillers and not any(ledger.could_prefill(spec) for ledger in prefillers):
         mm = max(ledger.pools["mm"].capacity for ledger in prefillers)
         kv = max(ledger.pools["kv"].capacity for ledger in prefillers)
         raise TooLong(
@@ -97,7 +102,7 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
             "send fewer pictures, lower max_tokens, or restart with larger --mm-blocks and --kv-blocks"
         )
     decoders = [ledger for ledger in ledgers if ledger.performs("D")]
-    if not any(ledger.could_hold(spec) for ledger in decoders):
+    if decoders and not any(ledger.could_hold(spec) for ledger in decoders):
         kv = max(ledger.pools["kv"].capacity for ledger in decoders)
         raise TooLong(
             f"prompt and answer need {blocks_for(spec.total_tokens, config.block_size)} KV blocks and a decode "

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from epdjax.mesh.places import Place
-from epdjax.serving.admission import unserved_message
+from epdjax.serving.admission import needs, unserved_message
 from epdjax.serving.audit import audit
 from epdjax.serving.deployment import Deployment
 from epdjax.serving.errors import (
@@ -308,6 +308,7 @@ class Engine:
         if error is not None:
             finished = self.scheduler.failed(work, now)
             self.recover(self.instances[work.instance])
+            self._probe(work.instance)
         else:
             finished = self.scheduler.finished(work, now, stopped)
         for event in finished:
@@ -337,8 +338,8 @@ class Engine:
         stopped: dict[str, FinishReason] = {}
         for row, (request_id, has_token) in enumerate(rows):
             request = self.live.get(request_id)
-            if request is None:  # stopped or aborted after this step was started
-                continue
+            if request is None or not self.scheduler.wants(request_id):
+                continue  # stopped, aborted or begun anew after this step was started
             try:
                 if sampled.tokens[row] == NO_TOKEN:
                     raise NotFinite("the model's numbers for this request are not finite; they are not shared or kept")
@@ -387,9 +388,36 @@ class Engine:
 
     def _take_out_the_failed(self) -> None:
         for name in self.roles.failing:
-            self.take_out(name, "its steps failed one after the other")
+            self.take_out(name, "its steps fail, whatever is in them")
         for name in self.roles.hanging(time.monotonic(), self._hang_s):
             self.take_out(name, f"a step has not ended within {self._hang_s:g} s")
+
+    def _probe(self, name: str) -> None:
+        """Something failed on an instance: find out whether everything does, before more is risked on it."""
+        instance = self.instances[name]
+
+        def report(result: Any, error: BaseException | None) -> None:
+            self._inbox.put(lambda: self._probed(instance, error))
+
+        if not self.roles.begin_probe(name, time.monotonic()):
+            return
+        try:
+            done = instance.probe()
+        except Exception as error:
+            report(None, error)
+        else:
+            self._waiter(name, "compute").watch(done, False, report)
+
+    def _probed(self, instance: Instance, error: BaseException | None) -> None:
+        name = instance.name
+        if self.instances.get(name) is not instance:
+            return  # taken out, or changed, meanwhile
+        self.roles.end_probe(name, well=error is None)
+        if error is not None:
+            log.error("a probe of %s failed: %r", name, error)
+            self.recover(instance)
+            if name not in self.roles.failing:
+                self._probe(name)
 
     def take_out(self, name: str, why: str) -> None:
         """Do without an instance from now on. Its requests go on elsewhere; if a stage has no instance now, another
@@ -407,10 +435,12 @@ class Engine:
             self.give_up()
 
     def give_up(self) -> None:
-        """End the requests that no instance there is now could serve."""
+        """End the requests that no instance there is now could serve, and take no more of the kind."""
         unserved = self.scheduler.unserved
-        if unserved:
-            self._fail_all(ServiceUnavailable(unserved_message(unserved)))
+        self.scheduler.hopeless = bool(unserved)
+        for request in [r for r in self.live.values() if needs(r.spec) & set(unserved)]:
+            self.scheduler.abort(request.spec.request_id, time.monotonic())
+            self._close(request, ServiceUnavailable(unserved_message(unserved)))
         for event in self.scheduler.give_up():
             self._conclude(event, ServiceUnavailable("no instance is left that could hold this request"))
 

@@ -172,6 +172,31 @@ class Instance:
         program = self.programs["land_mm", (len(pieces_und), each, tokens)]
         self.mm_pool = program(self.mm_pool, pieces_und, *self._put(rows))
 
+    def probe(self) -> list[Any]:
+        """Run the smallest step of each role on nothing but padding, to see whether the instance can still do it."""
+        done: list[Any] = []
+        smallest_of = {kind: min(key[1] for key in self.programs if key[0] == kind) for kind in self._steps}
+        for kind, shape in smallest_of.items():
+            program = self.programs[kind, shape]
+            if kind == "encode":
+                inputs = {
+                    n: np.zeros((shape[0], *dims), t) for n, (dims, t) in self.model.unit_inputs(shape[1]).items()
+                }
+                done.append(program(self.parts["encoder"][1], jax.device_put(inputs, self.unit_sharding)))
+                continue
+            arguments = self._put(*pack_rows(shape[0], shape[-1]))
+            if kind == "prefill":
+                prompt = {n: np.zeros(dims, t) for n, (dims, t) in prompt_arrays(self.model, *shape[:2]).items()}
+                arguments = [self.mm_pool, jax.device_put(prompt, self.replicated), *arguments]
+            _, leaves = self.parts["language_model"]
+            sampled, self.pools, self.slots = program(leaves, self.pools, self.slots, *arguments)
+            done.append(sampled)
+        return done
+
+    @property
+    def _steps(self) -> list[str]:
+        return [{"E": "encode", "P": "prefill", "D": "decode"}[role] for role in self.roles]
+
     # ---- prefill and decode ---------------------------------------------------------------------------------------
 
     def prefill(self, chunks: Sequence[Chunk], live: Mapping[str, LiveRequest]) -> Sampled:

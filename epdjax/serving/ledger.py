@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from epdjax.serving.arrivals import Arrivals
@@ -64,8 +65,8 @@ class Ledger:
         self.closing = ""  # roles it is giving up: nothing new comes for them
         self.evicting = False  # what is still here for them goes at once
         self.last_failed: frozenset[str] = frozenset()  # requests in the last work, if it failed: others come first
-        self.failed_steps = 0  # in a row
-        self.blamed: set[str] = set()  # the requests in them
+        self.probed_since = math.inf  # while it is probed it is given nothing
+        self.failed_probes = 0  # in a row
         self.prompt_tokens = 0  # assigned to this instance and not prefilled yet
         self.sequences = 0  # assigned to this instance for decoding
         self._turn = 0
@@ -76,17 +77,6 @@ class Ledger:
     def takes(self, role: str) -> bool:
         """Whether it may be given new work of a role."""
         return role in self.spec.roles and role not in self.closing
-
-    def succeeded(self) -> None:
-        """Work on it has ended well."""
-        if self.failed_steps:
-            self.failed_steps, self.blamed = 0, set()
-
-    def failed(self, request_ids: Iterable[str]) -> None:
-        """Work on it has ended otherwise."""
-        self.failed_steps += 1
-        self.last_failed = frozenset(request_ids)
-        self.blamed |= self.last_failed
 
     def become(self, spec: InstanceSpec, times: ServiceTimes, *, keeps_kv: bool) -> None:
         """Change roles and sizes. Nothing may be left here of roles it gives up, and no KV unless it is kept."""
@@ -100,7 +90,12 @@ class Ledger:
             self.pools["staging"] = BlockPool(spec.staging if "E" in spec.roles else 0)
         self.times, self.watch = times, self.watch.of(times)
         self.closing, self.evicting, self._turn = "", False, 0
-        self.failed_steps, self.blamed = 0, set()
+        self.probed_since, self.failed_probes, self.last_failed = math.inf, 0, frozenset()
+
+    @property
+    def since(self) -> float:
+        """When the oldest thing that has not ended came to be run; infinite where there is none."""
+        return min(self.watch.running_since, self.probed_since)
 
     def next_roles(self) -> str:
         """Its roles, beginning with the one after the role that ran last: each stage of a multi-role instance gets

@@ -372,7 +372,7 @@ class AsyncLLM(_Serving):
     def health(self) -> Health:
         """Whether requests are being served, and what is."""
         engine, deployment = self._engine, self.deployment
-        unserved = engine.scheduler.unserved
+        unserved = engine.scheduler.unserved if engine.scheduler.hopeless else ""
         status = "dead" if engine.dead else "draining" if self._draining else "unserved" if unserved else "ready"
         detail: dict[str, Any] = {
             "mesh": str(spec_of(deployment.places)),

@@ -21,7 +21,7 @@ from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 if TYPE_CHECKING:
     from epdjax.serving.scheduler import Scheduler
 
-MOST_FAILED_STEPS = 3  # in a row, on an instance
+MOST_FAILED_PROBES = 3  # in a row
 BEFORE_DECODE = (State.ENCODING, State.PREFILL_QUEUED, State.PREFILLING)
 
 
@@ -152,20 +152,29 @@ class RoleChanges:
 
     @property
     def failing(self) -> list[str]:
-        """Instances on which one thing after the other fails, for one request after the other."""
-        return [
-            ledger.name
-            for ledger in self._instances.values()
-            if ledger.failed_steps >= MOST_FAILED_STEPS and len(ledger.blamed) > 1
-        ]
+        """Instances on which steps without any request have failed, one after the other."""
+        return [ledger.name for ledger in self._instances.values() if ledger.failed_probes >= MOST_FAILED_PROBES]
+
+    def begin_probe(self, name: str, now: float) -> bool:
+        """Something has failed on an instance: it is given nothing until it is known whether everything does. Returns
+        whether it is not being probed already."""
+        ledger = self._instances[name]
+        first, ledger.probed_since = ledger.probed_since == math.inf, now
+        return first
+
+    def end_probe(self, name: str, *, well: bool) -> None:
+        """What came of a step on nothing but padding: where that fails too, no request is to blame."""
+        ledger = self._instances[name]
+        ledger.probed_since = math.inf
+        ledger.failed_probes = 0 if well else ledger.failed_probes + 1
 
     def hanging(self, now: float, limit_s: float) -> list[str]:
         """Instances whose oldest step has been running for longer than `limit_s`."""
-        return [ledger.name for ledger in self._instances.values() if now - ledger.watch.running_since > limit_s]
+        return [ledger.name for ledger in self._instances.values() if now - ledger.since > limit_s]
 
     def next_alarm(self, limit_s: float) -> float:
         """When the first of the steps that are running now will have taken so long; infinite where none is."""
-        return min((ledger.watch.running_since for ledger in self._instances.values()), default=math.inf) + limit_s
+        return min((ledger.since for ledger in self._instances.values()), default=math.inf) + limit_s
 
     # ---- what is left on an instance ------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Scheduler:
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
         self.queued = Queued()
         self.preemptions = 0
+        self.hopeless = False  # what is not served now will not be soon
         self._deadlines: list[tuple[tuple[float, int], Request]] = []  # a heap
         self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
         self._assigner = Assigner(config.assignment, self.instances)
@@ -90,11 +91,12 @@ class Scheduler:
             TooLong: it could never fit, and which limit says so.
             Overloaded: a queue is full.
             InvalidRequest: its id is in use.
-            ServiceUnavailable: a stage has no instance.
+            ServiceUnavailable: a stage has no instance, and there is no way to give it one.
         """
         if spec.request_id in self.requests or spec.request_id in self.leaving:
             raise InvalidRequest(f"request id {spec.request_id!r} is already in use")
-        check_served(self.unserved)
+        if self.hopeless:
+            check_served(spec, self.unserved)
         check_fits(spec, self.config, list(self.instances.values()))
         check_load(spec, self.config, len(self.requests), self.queued)
         number = next(self._numbers)
@@ -138,7 +140,6 @@ class Scheduler:
         ledger = self.instances[work.instance]
         ledger.watch.ended(work, now)
         self.meter.ended(work)
-        ledger.succeeded()
         done: list[Finished] = []
         match work:
             case Encode():
@@ -148,9 +149,9 @@ class Scheduler:
                     self._unit_is_there(waiting, index)
             case Prefill():
                 for chunk in work.chunks:
-                    if request := requests.get(chunk.request_id):
-                        if request.state is not State.INTERRUPTED:
-                            self._filled(request, ledger, chunk, now)
+                    request = requests.get(chunk.request_id)
+                    if request and request.state is not State.INTERRUPTED:
+                        self._filled(request, ledger, chunk, now)
                         if chunk.is_last:
                             done += self._delivered(request, stopped)
             case MoveKV():
@@ -162,7 +163,8 @@ class Scheduler:
                         self._start_decoding(request)
             case Decode():
                 for request in requests.values():
-                    done += self._delivered(request, stopped)
+                    if request.state is not State.INTERRUPTED:
+                        done += self._delivered(request, stopped)
         self._let_go(requests.values())
         return done
 
@@ -174,7 +176,7 @@ class Scheduler:
         ledger.watch.failed(work)
         if isinstance(work, (Encode, MoveMM)):
             requests |= self.encoding.failed(work)
-        ledger.failed(requests)
+        ledger.last_failed = frozenset(requests)
         done = []
         for request in requests.values():
             request.failures += 1
@@ -216,6 +218,12 @@ class Scheduler:
         if request.state is not State.INTERRUPTED:
             self._leave_queues(request)
         self._let_go([request])
+
+    def wants(self, request_id: str) -> bool:
+        """Whether tokens of a request's running work count: not if it starts over, for a step before may have failed,
+        and this one have run on what that did not leave."""
+        request = self.requests.get(request_id)
+        return request is not None and request.state is not State.INTERRUPTED
 
     def is_running(self, work: Work) -> bool:
         """Whether work was started and nobody has said yet that it has ended, or that it never will."""
@@ -264,7 +272,7 @@ class Scheduler:
             works += [self._begin(work, now) for work in self.encoding.moves()]
             works += [self._begin(work, now) for work in self.moves.next_moves()]
             for ledger in self.instances.values():
-                while len(ledger.in_flight) < IN_FLIGHT:
+                while len(ledger.in_flight) < IN_FLIGHT and ledger.probed_since == math.inf:
                     work = self._one_for(ledger)
                     if work is None:
                         break

@@ -344,6 +344,7 @@ class Switching:
                 roles.onload(made.spec)
             deployment.instances[made.name] = made
         deployment.places[:] = after_switch(deployment.places, plan)
+        self._host.give_up()  # of nothing, unless a stage is still unserved
 
     def _call_off(self, names: list[str]) -> None:
         """After a failure: the instances go on as they were, with new pools where the old ones are gone."""

@@ -28,7 +28,7 @@ def places(text: str, irp: bool = True):
     [
         ("5E2P1D", "i1", "D", 1, "5E1P2D"),
         ("5E2P1D", "i0", "D", 1, "4E2P2D"),
-        ("5E2P1D", "i0", "P", 2, "3E2P1Px2,1D"),
+        ("5E2P1D", "i0", "P", 2, "3E1Px2,2P1D"),
         ("5E2P1D", "i2", "E", 1, "6E1P1D"),
         ("1E1P1D", "i1", "PD", 1, "1E1PD1D"),
         ("1E1PD1D", "i2", "E", 1, "2E1PD"),

@@ -196,9 +196,9 @@ class Machine(RuleBasedStateMachine):
         else:
             sampled = list(request_ids(work)) if isinstance(work, Decode) else []
         for request_id in sampled:
-            if request_id in self.live:
+            if self.scheduler.wants(request_id):
                 self.tokens[request_id] += 1
-        if stop and sampled and sampled[0] in self.live:
+        if stop and sampled and self.scheduler.wants(sampled[0]):
             stopped = [sampled[0]]
         self.end(self.scheduler.finished(work, self.now, stopped))
 
