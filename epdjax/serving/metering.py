@@ -6,7 +6,6 @@ the largest step there can be, so that a stage is at its limit when all its slot
 already when some sequence is being decoded.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,9 @@ class LoadMeter:
         self._scheduler = scheduler
         self._arrived = dict.fromkeys("EPD", 0.0)
         self._served = dict.fromkeys("EPD", 0.0)
-        self._answer = Mean(math.inf)  # tokens; until an answer has ended they are as long as they may be
+        # Of the tokens that an answer may have. Not the tokens themselves: long answers end late, and until they do the
+        # short ones would stand for all.
+        self._used = Mean(1.0)
 
     def arrived(self, request: Request) -> None:
         """A request has come. It comes to all its stages: one behind a slow stage would seem to have nothing to do."""
@@ -53,7 +54,7 @@ class LoadMeter:
 
     def answered(self, request: Request) -> None:
         """A request has had its last token."""
-        self._answer.observe(request.delivered)
+        self._used.observe(request.delivered / request.spec.max_tokens)
 
     def sample(self, now: float) -> LoadSample:
         """The load as it is."""
@@ -91,7 +92,7 @@ class LoadMeter:
         spec = request.spec
         encode_s, width = self._encode()
         buckets = spec.unit_buckets or (0,) * spec.units
-        expected = min(spec.max_tokens, max(self._answer.value, request.delivered + 1))
+        expected = max(self._used.value * spec.max_tokens, request.delivered + 1)
         waits = request.state in NOT_PREFILLED
         return {
             "E": sum(encode_s(bucket) for bucket in buckets) * width if waits else 0.0,

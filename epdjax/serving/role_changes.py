@@ -107,6 +107,19 @@ class RoleChanges:
         ledger = self._instances[spec.name]
         ledger.become(spec, self._scheduler.times_of(spec), keeps_kv=spec.name in self._keeping)
         self._keeping.discard(spec.name)
+        if "D" in spec.roles:
+            self.spread()
+
+    def spread(self) -> None:
+        """Share the sequences that are being decoded out among the instances that decode, now that there is one more:
+        those that go last in the fullest move to where there is room."""
+        decoders = [ledger for ledger in self._instances.values() if ledger.takes("D")]
+        fair = -(-sum(len(ledger.running) for ledger in decoders) // max(1, len(decoders)))
+        for ledger in decoders:
+            going = sorted(ledger.running.values(), key=lambda r: r.ranks["D"])[fair:]
+            for request in going:
+                if not request.all_scheduled:
+                    self._scheduler.pause(request, returns=True)
 
     def resume(self, name: str) -> None:
         """The change is called off: the instance goes on as before."""
@@ -118,6 +131,8 @@ class RoleChanges:
         """A new instance."""
         assert spec.name not in self._instances, f"{spec.name} exists"
         self._scheduler.add_instance(spec)
+        if "D" in spec.roles:
+            self.spread()
 
     def leave(self, name: str) -> None:
         """An instance that has been evacuated of all its roles is no more."""

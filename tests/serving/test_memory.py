@@ -46,5 +46,5 @@ def test_bytes_are_those_of_the_real_arrays(checkpoint) -> None:
 
 def test_tensor_widths_that_split_heads_unevenly_are_refused(checkpoint) -> None:
     spec, devices = resolve_mesh("1E1P,1Dx4")
-    with pytest.raises(ValueError, match=r"instance D0 is 4 devices wide.* 2 KV heads; tensor widths that work: 1, 2"):
+    with pytest.raises(ValueError, match=r"instance i2 is 4 devices wide.* 2 KV heads; tensor widths that work: 1, 2"):
         check_tensor_widths(divide(spec, devices), config_of(checkpoint))

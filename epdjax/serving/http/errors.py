@@ -5,10 +5,11 @@ import math
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from epdjax.serving.errors import Overloaded, RequestError, ServiceUnavailable
+from epdjax.serving.errors import InvalidRequest, Overloaded, RequestError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,12 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestError)
         return error_response(error)
 
+    async def on_bad_body(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        return error_response(InvalidRequest(f"{field}: {first['msg']}", param=field))
+
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method[:20], request.url.path[:100]
@@ -105,5 +112,6 @@ def install_error_handlers(app: FastAPI) -> None:
         return internal_error_response()
 
     app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(RequestValidationError, on_bad_body)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_anything)

@@ -50,7 +50,7 @@ def test_the_paged_kernel_answers_like_the_reference(
     assert sorted((record.levelname, record.getMessage()) for record in caplog.records) == [
         ("INFO", f"{pages['D']} attends in decode with pallas"),
         ("INFO", f"{pages['P']} attends in prefill with pallas"),
-        ("WARNING", "E0 attends in encode with reference (pallas does not encode on cpu)"),
+        ("WARNING", "i0 attends in encode with reference (pallas does not encode on cpu)"),
     ]
 
 
