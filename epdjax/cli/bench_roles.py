@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 HELP = (
-    "Role switching: the EPD paper's experiment (its table 6) with this scheduler and controller under a virtual clock; "
-    "with --live scaled down on this machine; with --times what switches of a model take here, step by step."
+    "Role switching: the EPD paper's experiment (its table 6) with this scheduler and controller under a virtual "
+    "clock; with --live scaled down on this machine; with --times what switches of a model take here, step by step."
 )
 
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answer", type=int, default=150, metavar="N", help="tokens of the long answers of --live (default: 150)")
     add("--requests", type=int, default=160, metavar="N", help="of --live (default: %(default)s)")
     add("--times", action="store_true", help="offload, migrate and onload of each kind of switch")
-    add("--model", type=Path, metavar="DIR", help="checkpoint folder of --times (default: the bundled demo model)")
+    add("--model", type=Path, metavar="DIR", help="checkpoint folder (default: the bundled demo model)")
     add("--billion", type=float, metavar="X", help="instead: so many billion random parameters, about")
     add("--repeats", type=int, default=3, metavar="N", help="of each kind of switch, after a first (default: 3)")
 
@@ -54,11 +54,13 @@ def _virtual(seeds: int) -> int:
 
 def _live(arguments: argparse.Namespace) -> int:
     from epdjax.cli.progress import CompileProgress
+    from epdjax.demo import demo_model_path
     from epdjax.planning.role_switching_live import run_live
 
     with CompileProgress() as progress:
         for switching in ("off", "auto"):
-            outcome = run_live(switching, arguments.requests, arguments.rate, arguments.answer, progress)
+            load = (arguments.requests, arguments.rate, arguments.answer)
+            outcome = run_live(arguments.model or demo_model_path(), switching, *load, progress)
             print(f"{switching}: {outcome}", flush=True)
     return 0
 
