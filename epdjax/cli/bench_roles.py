@@ -69,9 +69,11 @@ def _times(arguments: argparse.Namespace) -> int:
     import tempfile
 
     from epdjax.demo import demo_model_path
+    from epdjax.mesh.devices import resolve_mesh
     from epdjax.models.random_checkpoint import InternVLSize, write_random_internvl
-    from epdjax.planning.role_switching_live import switch_times
+    from epdjax.planning.role_switching_live import TIMED, switch_times
 
+    resolve_mesh(TIMED)  # the first use of JAX fixes how many virtual devices a CPU has
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.model or demo_model_path()
         if arguments.billion:

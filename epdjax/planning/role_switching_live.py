@@ -18,7 +18,8 @@ from epdjax.serving.params import SamplingParams
 from epdjax.serving.switching import SwitchReport
 
 START = "5E1P2D"
-# There and back between each two roles, from 2E2P2D: (what is asked of which instance, what it is called).
+TIMED = "2E2P2D"
+# There and back between each two roles, from there: (what is asked of which instance, what it is called).
 CYCLES = (
     (("i1", "D"), ("i1", "P")),
     (("i1", "E"), ("i0", "P")),
@@ -86,11 +87,11 @@ def run_live(model: Path, switching: str, requests: int, rate: float, answer: in
 
 
 def switch_times(folder: Path, repeats: int) -> dict[str, SwitchReport]:
-    """Medians of what each kind of switch takes on ``2E2P2D`` while some sequences are being decoded; programs are
+    """Medians of what each kind of switch takes on `TIMED` while some sequences are being decoded; programs are
     compiled by a first round, whose time is reported as preparation."""
     reports: dict[str, list[SwitchReport]] = {}
-    with LLM(folder, "2E2P2D", max_model_len=512, max_seqs=4, buckets="trimmed") as llm:
-        params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    with LLM(folder, TIMED, max_model_len=512, max_seqs=4, buckets="trimmed") as llm:
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
         for _ in range(1 + repeats):
             for cycle in CYCLES:
                 with concurrent.futures.ThreadPoolExecutor(4) as clients:
