@@ -3,6 +3,8 @@
 import concurrent.futures
 import gc
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 from epdjax import LLM, SamplingParams
 from epdjax.mesh.places import spec_of
 from epdjax.serving.audit import audit
+from epdjax.serving.controller import ControllerSettings
 from epdjax.serving.errors import ServiceUnavailable
 from epdjax.serving.role_plans import SwitchRefused
+from epdjax.serving.workshop import Workshop
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -202,6 +206,36 @@ def test_a_switch_that_fails_changes_nothing(llm: LLM, expected: Any, monkeypatc
                 llm.switch_roles(name, roles)
             assert mesh(llm) == "2E2P2D"
     assert llm.chat(ASKED[1], GREEDY)[0].outputs[0].token_ids == expected[1]
+
+
+def test_a_role_that_memory_does_not_hold(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> int:
+        raise ValueError("a sequence of full length takes 16 KV blocks and the device's memory leaves room for 3")
+
+    monkeypatch.setattr(Workshop, "kv_blocks", short)
+    with pytest.raises(SwitchRefused, match="cannot be made: a sequence of full length"):
+        llm.switch_roles("i0", "P")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["auto", "advise"])
+def test_the_controller(
+    checkpoint: Path, expected: list[tuple[int, ...]], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that switches at the least occasion: answers stay the same, and with `advise` so does the layout."""
+    eager = ControllerSettings(
+        interval_s=0.1, cooldown_s=0.2, horizon_s=1.0, min_gain_s=0.0, hysteresis=1.0, keeps_up=0.0, sustain=1
+    )
+    with make_llm(checkpoint, "3E2P2D", role_switching=mode, controller=eager) as llm:
+        engine = llm._engine
+        with Crowd(llm, expected, clients=8), caplog.at_level(logging.INFO, "epdjax.serving.steering"):
+            until = time.monotonic() + 60
+            while time.monotonic() < until and not (engine.switching.history or "advice: " in caplog.text):
+                time.sleep(0.05)
+        assert bool(engine.switching.history) == (mode == "auto")
+        assert (mesh(llm) == "3E2P2D") == (mode == "advise")
+        assert "gain_s" in caplog.text
+        settle(llm)
 
 
 @pytest.mark.slow
