@@ -91,7 +91,7 @@ def switch_times(folder: Path, repeats: int) -> dict[str, SwitchReport]:
     compiled by a first round, whose time is reported as preparation."""
     reports: dict[str, list[SwitchReport]] = {}
     with LLM(folder, TIMED, max_model_len=512, max_seqs=4, buckets="trimmed") as llm:
-        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
         for _ in range(1 + repeats):
             for cycle in CYCLES:
                 with concurrent.futures.ThreadPoolExecutor(4) as clients:

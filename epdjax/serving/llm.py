@@ -399,7 +399,7 @@ class AsyncLLM(_Serving):
             "instances": {place.name: _described(place) for place in engine.places},
             "taken_out": {name: lost.why for name, lost in list(engine.lost.items())},
             "switching": str(engine.switching.current) if engine.switching.current else None,
-            "switches": [_reported(report) for report in engine.switching.history[-20:]],
+            "switches": [_reported(report) for report in list(engine.switching.history)],
         }
         if steering is not None and steering.estimate is not None:
             described["load"] = {role: dataclasses.asdict(load) for role, load in steering.estimate.stages.items()}

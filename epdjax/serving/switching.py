@@ -4,6 +4,7 @@ Each runs on a thread of its own, which prepares and waits; whatever touches the
 it hands to the engine's thread. While the programs of the new roles are compiled everything is served as before.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import logging
@@ -28,6 +29,7 @@ from epdjax.serving.workshop import Parts
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 POLL_S = 0.002
+REMEMBERED = 100  # switches
 COMPILE_THREADS = 1  # serving goes on beside it
 KV_ROLES = frozenset("PD")
 
@@ -121,7 +123,7 @@ class Switching:
         self._one_at_a_time = threading.Lock()
         self._threads: list[threading.Thread] = []
         self.current: SwitchPlan | None = None
-        self.history: list[SwitchReport] = []
+        self.history: collections.deque[SwitchReport] = collections.deque(maxlen=REMEMBERED)
 
     def start(self, plan: SwitchPlan) -> "concurrent.futures.Future[SwitchReport]":
         """Begin a switch that was planned for the deployment as it is; the future tells how it went.
