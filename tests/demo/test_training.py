@@ -41,6 +41,7 @@ def steps(trainer: Trainer, upto: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in trainer.state.params.items()}
 
 
+@pytest.mark.slow
 def test_resuming_gives_what_an_uninterrupted_run_gives(trainer: Trainer) -> None:
     start = {name: np.asarray(value) for name, value in trainer.state.params.items()}
     steps(trainer, 2)

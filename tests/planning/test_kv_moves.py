@@ -7,6 +7,7 @@ from tests.models.tiny import make_tiny_checkpoint
 from tests.serving.deployments import make_llm
 
 
+@pytest.mark.slow
 def test_what_moves_and_when(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path)
     with make_llm(folder, "1E1P1D") as llm:

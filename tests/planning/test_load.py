@@ -22,6 +22,7 @@ def test_a_workload_comes_from_its_seed() -> None:
     assert 0.02 < sum(a.leaves_after is not None for a in first) / len(first) < 0.09
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_under_load(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path)
     mix = Mix(long_words=25, answer=(2, 12), pictures=6)

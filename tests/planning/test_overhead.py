@@ -11,6 +11,7 @@ from tests.planning.small_models import SMALL
 from tests.serving.deployments import SETTINGS
 
 
+@pytest.mark.slow
 def test_decode_steps_are_timed_in_the_engine_and_alone(tmp_path: Path) -> None:
     write_random_internvl(tmp_path, SMALL)
     with LLM(tmp_path, "1EPD", **SETTINGS) as llm:

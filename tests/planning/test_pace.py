@@ -8,6 +8,7 @@ from epdjax.planning.pace import Gaps, Layout, Pace, make_engine, measure_pace
 from tests.planning.small_models import SMALL
 
 
+@pytest.mark.slow
 def test_running_answers_are_timed_alone_and_beside_others(tmp_path: Path) -> None:
     write_random_internvl(tmp_path, SMALL)
     llm = make_engine(tmp_path, Layout("1EPD", 128), prompt_tokens=300, streams=2)

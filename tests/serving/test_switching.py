@@ -193,6 +193,7 @@ def test_not_while_shutting_down(checkpoint: Path) -> None:
         llm._engine.switch(plan)
 
 
+@pytest.mark.slow
 def test_a_switch_that_fails_changes_nothing(llm: LLM, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from epdjax.serving.switching import Switching
 
