@@ -26,7 +26,7 @@ def audit(scheduler: Scheduler) -> None:
     assert scheduler.queued.media_bytes == pending, f"media bytes: {scheduler.queued.media_bytes} != {pending}"
     if scheduler.idle:
         queues: tuple[Sized, ...] = (
-            scheduler.waiting,
+            scheduler.entry.waiting,
             scheduler.moves.queue,
             scheduler.encoding.ready,
             scheduler.encoding.homeless,

@@ -32,8 +32,8 @@ from epdjax.serving.errors import (
     ServiceUnavailable,
     StepFailed,
 )
-from epdjax.serving.instance import Instance
 from epdjax.serving.live import LiveRequest
+from epdjax.serving.outages import Outages
 from epdjax.serving.outputs import FinishReason, RequestOutput
 from epdjax.serving.role_changes import RoleChanges
 from epdjax.serving.role_plans import SwitchPlan, SwitchRefused
@@ -57,14 +57,6 @@ class Done:
     error: BaseException | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """An instance that was taken out: where it was, without roles, and why."""
-
-    place: Place
-    why: str
-
-
 class Engine:
     """Serves requests on a deployment until it is shut down.
 
@@ -76,7 +68,6 @@ class Engine:
         self.instances = deployment.instances
         self.scheduler = Scheduler(deployment.scheduling, [i.spec for i in self.instances.values()])
         self.live: dict[str, LiveRequest] = {}
-        self.lost: dict[str, Lost] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiters: dict[tuple[str, str], Waiter] = {}
         self._closing = False
@@ -84,6 +75,7 @@ class Engine:
         self._door = threading.Lock()  # no request may enter after the loop has looked for the last time
         self.dead: str | None = None
         config = deployment.workshop.config
+        self.outages = Outages(self, config.hang_s)
         self.switching = Switching(self, finish_s=config.offload_s)
         self._thread = threading.Thread(target=self._loop, name="epdjax-engine", daemon=True)
         self._thread.start()
@@ -104,6 +96,10 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """Stop a request and free what it holds; nothing happens if it is over."""
         self._inbox.put(lambda: self._abort(request_id))
+
+    def post(self, message: Callable[[], None]) -> None:
+        """Have something done on the engine's thread; nothing is said when it is."""
+        self._inbox.put(message)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, between one work and the next.
@@ -133,7 +129,7 @@ class Engine:
     @property
     def places(self) -> list[Place]:
         """All instances, and those that were taken out, without roles."""
-        return [*self.deployment.places, *(lost.place for lost in self.lost.values())]
+        return [*self.deployment.places, *(lost.place for lost in self.outages.lost.values())]
 
     def switch(self, plan: SwitchPlan) -> "concurrent.futures.Future[SwitchReport]":
         """Begin a role switch.
@@ -144,7 +140,7 @@ class Engine:
         if self._closing or self._ended:
             raise SwitchRefused("the engine is shutting down")
         future = self.switching.start(plan)
-        future.add_done_callback(lambda done: done.exception() or self.lost.pop(plan.instance, None))
+        future.add_done_callback(lambda done: done.exception() or self.outages.lost.pop(plan.instance, None))
         return future
 
     def counts(self) -> dict[str, int]:
@@ -174,7 +170,7 @@ class Engine:
         try:
             while not (self._closing and self.scheduler.idle):
                 self._handle_inbox()
-                self._take_out_the_failed()
+                self.outages.look()
                 for event in self.scheduler.overdue(time.monotonic()):
                     self._conclude(event, DeadlineExceeded("the request was not finished within its time limit"))
                 for work in self.scheduler.next_work(time.monotonic()):
@@ -203,7 +199,7 @@ class Engine:
 
     def _handle_inbox(self) -> None:
         """Wait for something to happen, for a deadline, or for a step to take too long; take in all that happened."""
-        deadline = min(self.scheduler.next_deadline, self.roles.next_alarm(self._hang_s))
+        deadline = min(self.scheduler.next_deadline, self.outages.next_alarm)
         try:
             message = self._inbox.get(timeout=None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -263,12 +259,13 @@ class Engine:
             return
         lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
         fetch = isinstance(work, (Prefill, Decode))
-        self._waiter(work.instance, lane).watch(wait_for, fetch, functools.partial(self._report, work))
+        self.waiter(work.instance, lane).watch(wait_for, fetch, functools.partial(self._report, work))
 
     def _report(self, work: Work, result: Any, error: BaseException | None) -> None:
         self._inbox.put(lambda: self._finish(Done(work, result, error)))
 
-    def _waiter(self, instance: str, lane: str) -> Waiter:
+    def waiter(self, instance: str, lane: str) -> Waiter:
+        """The one that waits for an instance's steps (``compute``), or for the moves to it (``move``)."""
         key = (instance, lane)
         if key not in self._waiters:
             self._waiters[key] = Waiter(f"epdjax-{instance}-{lane}")
@@ -307,8 +304,7 @@ class Engine:
                 error = trouble
         if error is not None:
             finished = self.scheduler.failed(work, now)
-            self.recover(self.instances[work.instance])
-            self._probe(work.instance)
+            self.outages.failed_on(work.instance)
         else:
             finished = self.scheduler.finished(work, now, stopped)
         for event in finished:
@@ -380,60 +376,6 @@ class Engine:
             request.detokenizer.finish()
             self._close(request, request.output(event.reason))
 
-    # ---- failed instances -----------------------------------------------------------------------------------------
-
-    @property
-    def _hang_s(self) -> float:
-        return self.deployment.workshop.config.hang_s
-
-    def _take_out_the_failed(self) -> None:
-        for name in self.roles.failing:
-            self.take_out(name, "its steps fail, whatever is in them")
-        for name in self.roles.hanging(time.monotonic(), self._hang_s):
-            self.take_out(name, f"a step has not ended within {self._hang_s:g} s")
-
-    def _probe(self, name: str) -> None:
-        """Something failed on an instance: find out whether everything does, before more is risked on it."""
-        instance = self.instances[name]
-
-        def report(result: Any, error: BaseException | None) -> None:
-            self._inbox.put(lambda: self._probed(instance, error))
-
-        if not self.roles.begin_probe(name, time.monotonic()):
-            return
-        try:
-            done = instance.probe()
-        except Exception as error:
-            report(None, error)
-        else:
-            self._waiter(name, "compute").watch(done, False, report)
-
-    def _probed(self, instance: Instance, error: BaseException | None) -> None:
-        name = instance.name
-        if self.instances.get(name) is not instance:
-            return  # taken out, or changed, meanwhile
-        self.roles.end_probe(name, well=error is None)
-        if error is not None:
-            log.error("a probe of %s failed: %r", name, error)
-            self.recover(instance)
-            if name not in self.roles.failing:
-                self._probe(name)
-
-    def take_out(self, name: str, why: str) -> None:
-        """Do without an instance from now on. Its requests go on elsewhere; if a stage has no instance now, another
-        takes it over."""
-        log.error("%s is taken out: %s", name, why)
-        self.roles.take_out(name, time.monotonic())
-        del self.instances[name]
-        places = self.deployment.places
-        place = next(place for place in places if place.name == name)
-        places.remove(place)
-        self.lost[name] = Lost(dataclasses.replace(place, roles=""), why)
-        if self.scheduler.unserved:
-            self.switching.rescue()
-        else:
-            self.give_up()
-
     def give_up(self) -> None:
         """End the requests that no instance there is now could serve, and take no more of the kind."""
         unserved = self.scheduler.unserved
@@ -443,14 +385,6 @@ class Engine:
             self._close(request, ServiceUnavailable(unserved_message(unserved)))
         for event in self.scheduler.give_up():
             self._conclude(event, ServiceUnavailable("no instance is left that could hold this request"))
-
-    def recover(self, instance: Instance) -> None:
-        """After a failure: if it took the instance's pools along, they are made anew, and who had something there
-        starts over."""
-        if instance.pools and not instance.pools_alive:
-            log.error("the pools of %s are lost; making new ones", instance.name)
-            self.scheduler.lost(instance.name)
-            instance.make_pools()
 
 
 def _short(error: BaseException | None) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import dataclasses
 import itertools
 import logging
 import math
@@ -12,9 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from epdjax.mesh.places import Place, spec_of
 from epdjax.models.media import Prompt
-from epdjax.serving.admission import unserved_message
+from epdjax.serving import status
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.deployment import build
@@ -44,15 +42,6 @@ log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, Any]]
 URGENCY = Urgency()
-
-
-@dataclasses.dataclass(frozen=True)
-class Health:
-    """How an engine is doing."""
-
-    ok: bool
-    status: str
-    detail: dict[str, Any]
 
 
 class _Serving:
@@ -369,49 +358,19 @@ class AsyncLLM(_Serving):
         finally:
             self._preparing -= 1
 
-    def health(self) -> Health:
+    def health(self) -> status.Health:
         """Whether requests are being served, and what is."""
-        engine, deployment = self._engine, self.deployment
-        unserved = engine.scheduler.unserved if engine.scheduler.hopeless else ""
-        status = "dead" if engine.dead else "draining" if self._draining else "unserved" if unserved else "ready"
-        detail: dict[str, Any] = {
-            "mesh": str(spec_of(deployment.places)),
-            "instances": {
-                name: {"roles": i.roles, "devices": [str(d) for d in i.submesh.devices]}
-                for name, i in list(deployment.instances.items())
-            },
-            "requests": engine.counts(),
-            "programs": len(deployment.programs),
-            "compiles_after_ready": deployment.compiles_after_ready,
-        }
-        if engine.lost:
-            detail["taken_out"] = {name: lost.why for name, lost in list(engine.lost.items())}
-        if engine.dead or unserved:
-            detail["reason"] = engine.dead or unserved_message(unserved)
-        return Health(status == "ready", status, detail)
+        return status.health(self._engine, self._draining)
 
     def roles(self) -> dict[str, Any]:
         """Which instance does what, the load of each stage, and the switches made; for the operator."""
-        engine, steering = self._engine, self._engine.steering
-        described: dict[str, Any] = {
-            "mesh": str(spec_of(self.deployment.places)),
-            "role_switching": self.config.role_switching,
-            "instances": {place.name: _described(place) for place in engine.places},
-            "taken_out": {name: lost.why for name, lost in list(engine.lost.items())},
-            "switching": str(engine.switching.current) if engine.switching.current else None,
-            "switches": [_reported(report) for report in list(engine.switching.history)],
-        }
-        if steering is not None and steering.estimate is not None:
-            described["load"] = {role: dataclasses.asdict(load) for role, load in steering.estimate.stages.items()}
-        if steering is not None and steering.decision is not None:
-            described["decision"] = {"reason": steering.decision.reason, **steering.decision.numbers}
-        return described
+        return status.roles(self._engine)
 
     def change_roles(self, instance: str, roles: str, *, devices: int = 1, dry_run: bool = False) -> dict[str, Any]:
         """`switch_roles`, reported in plain data."""
         if dry_run:
-            return _planned(self.switch_roles(instance, roles, devices=devices, dry_run=True))
-        return _reported(self.switch_roles(instance, roles, devices=devices))
+            return status.planned(self.switch_roles(instance, roles, devices=devices, dry_run=True))
+        return status.reported(self.switch_roles(instance, roles, devices=devices))
 
     async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Take no more requests; finish those there are (or, without `drain`, end them) and stop."""
@@ -419,21 +378,6 @@ class AsyncLLM(_Serving):
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, lambda: self._engine.shutdown(drain=drain, timeout_s=timeout_s))
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _described(place: Place) -> dict[str, Any]:
-    return {"roles": place.roles, "devices": list(place.devices)}
-
-
-def _planned(plan: SwitchPlan) -> dict[str, Any]:
-    sides = {"before": plan.before, "after": plan.after}
-    return {side: {place.name: _described(place) for place in places} for side, places in sides.items()}
-
-
-def _reported(report: SwitchReport) -> dict[str, Any]:
-    numbers = dataclasses.asdict(report)
-    del numbers["plan"]
-    return _planned(report.plan) | numbers
 
 
 class _Mailbox:

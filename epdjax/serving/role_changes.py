@@ -53,7 +53,7 @@ class RoleChanges:
             self._scheduler.encoding.leave_encoder(ledger)
         for request in list(self._scheduler.requests.values()):
             if "P" in roles and _prefills(request, name) and not self._finishes_here(request):
-                self._scheduler.send_back(request)
+                self._scheduler.departures.send_back(request)
             elif "D" in roles and request.d_name == name:
                 self._choose_again(request, ledger)
 
@@ -64,7 +64,7 @@ class RoleChanges:
         for request in list(self._scheduler.requests.values()):
             waits = request.state is State.MOVE_QUEUED and request.kv_source == name and name not in self._keeping
             if waits or ("P" in ledger.closing and _prefills(request, name)):
-                self._scheduler.send_back(request)
+                self._scheduler.departures.send_back(request)
 
     def evacuate(self) -> None:
         """Send on sequences that are being decoded on instances that give this up, as others have room for them."""
@@ -76,7 +76,7 @@ class RoleChanges:
                     self._choose_again(request, ledger)
             for request in list(ledger.running.values()):
                 if not request.all_scheduled and (ledger.evicting or self._has_room_elsewhere(request, ledger)):
-                    self._scheduler.pause(request, returns=not ledger.evicting)
+                    self._scheduler.departures.pause(request, returns=not ledger.evicting)
 
     def is_evacuated(self, name: str) -> bool:
         """Whether nothing is left on an instance of the roles it gives up."""
@@ -119,7 +119,7 @@ class RoleChanges:
             going = sorted(ledger.running.values(), key=lambda r: r.ranks["D"])[fair:]
             for request in going:
                 if not request.all_scheduled:
-                    self._scheduler.pause(request, returns=True)
+                    self._scheduler.departures.pause(request, returns=True)
 
     def resume(self, name: str) -> None:
         """The change is called off: the instance goes on as before."""
@@ -151,16 +151,16 @@ class RoleChanges:
             lost = scheduler.void(work, now)
             if not (isinstance(work, MoveKV) and work.instance == name):  # then it is whole where it came from
                 for request in lost:
-                    scheduler.send_back(request)
+                    scheduler.departures.send_back(request)
         for request in scheduler.encoding.lost(ledger).values():
-            scheduler.send_back(request)
+            scheduler.departures.send_back(request)
         scheduler.encoding.leave_encoder(ledger)
         for request in [*scheduler.requests.values(), *scheduler.leaving.values()]:
             there = any(holder == name for holder, _ in request.holdings)
             if request.d_name == name and name not in (request.kv_source, request.p_name) and request.kv_source:
                 scheduler.moves.choose_again(request)
             elif request.state is not State.FINISHED and (there or name in (request.p_name, request.d_name)):
-                scheduler.send_back(request)
+                scheduler.departures.send_back(request)
             for pool in ("kv", "slot", "mm"):
                 ledger.give_back(pool, request)
         del self._instances[name]

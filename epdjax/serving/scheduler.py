@@ -14,13 +14,15 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from epdjax.serving.admission import Queued, SchedulerConfig, check_fits, check_load, check_served, could_fit
 from epdjax.serving.assigning import Assigner
 from epdjax.serving.decoding import DecodeStage
 from epdjax.serving.encoding import EncodeStage
+from epdjax.serving.entering import EntryStage
 from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.leaving import Departures
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
 from epdjax.serving.metering import LoadMeter
 from epdjax.serving.moving import KVMoves
@@ -53,10 +55,8 @@ class Scheduler:
         self._times: dict[tuple, ServiceTimes] = collections.defaultdict(lambda: ServiceTimes(config.buckets))
         self.instances = {spec.name: self.ledger(spec) for spec in instances}
         self.requests: dict[str, Request] = {}
-        self.waiting: list[Request] = []  # have media, no instance yet
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
         self.queued = Queued()
-        self.preemptions = 0
         self.hopeless = False  # what is not served now will not be soon
         self._deadlines: list[tuple[tuple[float, int], Request]] = []  # a heap
         self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
@@ -68,9 +68,13 @@ class Scheduler:
             self.instances, functools.partial(self._assigner.choose, "E"), work_ids, self.queued, self.requests
         )
         self.moves = KVMoves(self.instances, functools.partial(self._assigner.choose, "D"), work_ids, self._adopt)
-        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
-        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self.pause)
+        self.entry = EntryStage(self._assigner, self.encoding, self.queued)
         self.roles = RoleChanges(self)
+        self.departures = Departures(
+            self.instances, self.entry, self.encoding, self.moves, self._adopt, self.roles.keeps_kv
+        )
+        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
+        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self.departures.pause)
         self.meter = LoadMeter(self)
 
     def ledger(self, spec: InstanceSpec) -> Ledger:
@@ -107,7 +111,7 @@ class Scheduler:
         self.queued.media_bytes += spec.media_bytes
         if request.deadline < math.inf:
             heapq.heappush(self._deadlines, ((request.deadline, number), request))
-        self._enter(request)
+        self.entry.enter(request)
 
     def abort(self, request_id: str, now: float) -> bool:
         """End a request wherever it is. Returns whether it was live."""
@@ -125,7 +129,7 @@ class Scheduler:
             return
         ledger = self.instances[request.d_name]
         if request_id in ledger.running or (request in ledger.prefill_queue and request.state is State.PREFILLING):
-            self.pause(request)
+            self.departures.pause(request)
 
     def distrust(self, request_id: str) -> None:
         """What a request made of its media is not to be found by others."""
@@ -165,7 +169,7 @@ class Scheduler:
                 for request in requests.values():
                     if request.state is not State.INTERRUPTED:
                         done += self._delivered(request, stopped)
-        self._let_go(requests.values())
+        self.departures.let_go(requests.values())
         return done
 
     def failed(self, work: Work, now: float) -> list[Finished]:
@@ -185,7 +189,7 @@ class Scheduler:
             if request.failures == MOST_FAILURES:
                 done.append(self._fail(request))
             else:
-                self.send_back(request)
+                self.departures.send_back(request)
         return done
 
     def overdue(self, now: float) -> list[Finished]:
@@ -210,14 +214,7 @@ class Scheduler:
             self.instances[instance].pools[pool].forget()
         for request in list(self.requests.values()):
             if any(name == instance for name, _ in request.holdings):
-                self.send_back(request)
-
-    def send_back(self, request: Request) -> None:
-        """What a request has so far is lost or given up: it starts over, its answer so far included, as soon as no
-        running work touches it."""
-        if request.state is not State.INTERRUPTED:
-            self._leave_queues(request)
-        self._let_go([request])
+                self.departures.send_back(request)
 
     def wants(self, request_id: str) -> bool:
         """Whether tokens of a request's running work count: not if it starts over, for a step before may have failed,
@@ -254,6 +251,11 @@ class Scheduler:
         ]
 
     @property
+    def preemptions(self) -> int:
+        """Sequences and prompts that were taken out of their place to make room."""
+        return self.departures.preemptions
+
+    @property
     def unserved(self) -> str:
         """The roles that no instance performs."""
         return "".join(role for role in "EPD" if not any(i.performs(role) for i in self.instances.values()))
@@ -264,11 +266,11 @@ class Scheduler:
         """The work to start now, in the order to start it."""
         works: list[Work] = []
         preemptions = -1
-        while preemptions != self.preemptions:  # what was preempted may go on at once, elsewhere
-            preemptions = self.preemptions
+        while preemptions != self.departures.preemptions:  # what was preempted may go on at once, elsewhere
+            preemptions = self.departures.preemptions
             self.roles.evacuate()
             self.encoding.find_homes()
-            self._admit()
+            self.entry.admit()
             works += [self._begin(work, now) for work in self.encoding.moves()]
             works += [self._begin(work, now) for work in self.moves.next_moves()]
             for ledger in self.instances.values():
@@ -293,75 +295,6 @@ class Scheduler:
         """Live requests by state."""
         states = [request.state.value for request in list(self.requests.values())]  # other threads may ask
         return dict(collections.Counter(states))
-
-    # ---- admission ------------------------------------------------------------------------------------------------
-
-    def _enter(self, request: Request) -> None:
-        """Put a request where it starts, or starts anew."""
-        self.queued.units += request.spec.units
-        if request.spec.units or not self._assign_text(request):
-            request.state = State.WAITING
-            self.waiting.append(request)
-
-    def _assign_text(self, request: Request) -> bool:
-        """Give a request without media a P instance; False where there is none just now."""
-        fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
-        if fitting:
-            self._assign_prefill(request, self._assigner.choose("P", request, fitting))
-            self._queue_prefill(request)
-        return bool(fitting)
-
-    def _admit(self) -> None:
-        """Give waiting requests a P instance with room for all their MM tokens, and queue their units for encoding.
-
-        The instance is chosen now, so that all units of a request meet there. Nobody overtakes: a request that finds
-        no room holds back those behind it, until running ones make room.
-        """
-        self.waiting.sort(key=lambda r: r.ranks["E"])
-        texts = [request for request in self.waiting if not request.spec.units]
-        for request in texts:  # there was no P instance when they came
-            if self._assign_text(request):
-                self.waiting.remove(request)
-        pictures = [request for request in self.waiting if request.spec.units]
-        for request in pictures:
-            if not self._assign_media(request):
-                return
-            self.waiting.remove(request)
-
-    def _assign_media(self, request: Request) -> bool:
-        """Give a request with media a P instance; False where none has room."""
-        fitting = [p for p in self._assigner.with_role("P") if p.could_prefill(request.spec)]
-        roomy = [p for p in fitting if p.pools["mm"].available >= p.mm_need(request.spec)]
-        if not fitting:
-            return False
-        # Where nobody has room for everything, what is there already may make the difference.
-        ledger = self._assigner.choose("P", request, roomy or fitting)
-        to_encode = ledger.reserve_mm(request)
-        if to_encode is None:
-            return False
-        self._assign_prefill(request, ledger)
-        request.state = State.ENCODING
-        self.queued.units -= len(request.spec.unit_tokens) - len(to_encode)
-        self.encoding.queue(request, ledger, to_encode)
-        if request.missing:
-            ledger.prefill_queue.append(request)
-        else:
-            self._queue_prefill(request)
-        return True
-
-    def _assign_prefill(self, request: Request, ledger: Ledger) -> None:
-        request.p_name = ledger.name
-        ledger.prompt_tokens += request.context
-
-    def _unit_is_there(self, request: Request, index: int) -> None:
-        request.missing.discard(index)
-        if not request.missing and request.state is State.ENCODING:
-            request.state = State.PREFILL_QUEUED  # it is in the queue already
-
-    def _queue_prefill(self, request: Request) -> None:
-        request.state = State.PREFILL_QUEUED
-        assert request.p_name is not None
-        self.instances[request.p_name].prefill_queue.append(request)
 
     # ---- making work ----------------------------------------------------------------------------------------------
 
@@ -407,9 +340,14 @@ class Scheduler:
                 continue
             left.in_flight -= 1
             if left.in_flight == 0:
-                self._give_back_all(left)
+                self.departures.give_back_all(left)
                 del self.leaving[request_id]
         return live
+
+    def _unit_is_there(self, request: Request, index: int) -> None:
+        request.missing.discard(index)
+        if not request.missing and request.state is State.ENCODING:
+            request.state = State.PREFILL_QUEUED  # it is in the queue already
 
     def _filled(self, request: Request, ledger: Ledger, chunk: Chunk, now: float) -> None:
         """KV of prompt tokens is in place: it can be shared, and moved on while the rest is run."""
@@ -463,75 +401,6 @@ class Scheduler:
         self._retire(request)
         return [Finished(request.request_id, reason)]
 
-    # ---- preemption -----------------------------------------------------------------------------------------------
-
-    def pause(self, request: Request, *, returns: bool = False) -> None:
-        """Take a request out of its instance, which needs the room; it goes when no running work touches it.
-
-        Args:
-            returns: if nobody else has room for it then, it goes on where it was.
-        """
-        for name in (request.p_name, request.d_name):
-            if name is not None:
-                ledger = self.instances[name]
-                ledger.running.pop(request.request_id, None)
-                if request in ledger.prefill_queue:
-                    ledger.prefill_queue.remove(request)
-        request.pausing, request.returns = True, returns
-        self._let_go([request])
-
-    def _let_go(self, requests: Iterable[Request]) -> None:
-        """Send on those that were taken out of their place and are not touched by running work any more."""
-        for request in requests:
-            if request.in_flight or request.state is State.FINISHED:
-                continue
-            if request.state is State.INTERRUPTED:
-                self._start_over(request)
-            elif request.pausing:
-                request.pausing = False
-                self.preemptions += not request.returns
-                if request.state is State.PREFILLING:
-                    self._prefill_anew(request)
-                else:
-                    self._decode_elsewhere(request)
-
-    def _prefill_anew(self, request: Request) -> None:
-        """A prompt gives up the KV it has so far, not its MM tokens, and starts again when there is room."""
-        assert request.p_name is not None
-        ledger = self.instances[request.p_name]
-        for pool in ("kv", "slot"):
-            ledger.give_back(pool, request)
-        ledger.sequences -= 1
-        request.d_name = None
-        request.prefilled = request.filled = request.cached = 0
-        request.state = State.ENCODING if request.missing else State.PREFILL_QUEUED
-        ledger.prefill_queue.append(request)
-
-    def _decode_elsewhere(self, request: Request) -> None:
-        """A sequence moves to another instance that has room, or is prefilled again, its answer so far included."""
-        assert request.d_name is not None
-        source = self.instances[request.d_name]
-        returns = request.returns
-        self._leave_queues(request)
-        request.resumed = request.delivered
-        if self.moves.displace(request, source):
-            return
-        if returns:
-            self._adopt(request, source)
-        elif self.roles.keeps_kv(source):
-            self.moves.park(request, source)
-        else:
-            self._start_over(request)
-
-    def _start_over(self, request: Request) -> None:
-        """Give everything back and begin again with the prompt and the answer so far."""
-        self._give_back_all(request)
-        request.mm_blocks.clear()
-        request.kv_source = ""
-        request.resumed = request.scheduled = request.delivered
-        request.prefilled = request.filled = request.cached = request.moved = 0
-        self._enter(request)
-
     # ---- leaving --------------------------------------------------------------------------------------------------
 
     def _fail(self, request: Request) -> Finished:
@@ -542,38 +411,9 @@ class Scheduler:
         """Take a request out of every queue, and give back what it holds once no running work touches it."""
         del self.requests[request.request_id]
         self.queued.media_bytes -= request.spec.media_bytes
-        self._leave_queues(request)
+        self.departures.leave_queues(request)
         if request.in_flight:
             self.leaving[request.request_id] = request
         else:
-            self._give_back_all(request)
+            self.departures.give_back_all(request)
         request.state = State.FINISHED
-
-    def _leave_queues(self, request: Request) -> None:
-        """Take a request out of its place in the pipeline; what it holds it still holds."""
-        if request.state is State.WAITING:
-            self.queued.units -= request.spec.units
-            self.waiting.remove(request)
-        self.moves.leave(request)
-        if request.p_name is not None:
-            self._leave_prefill(request, self.instances[request.p_name])
-        if request.d_name is not None:
-            ledger = self.instances[request.d_name]
-            ledger.sequences -= 1
-            ledger.running.pop(request.request_id, None)
-        request.p_name = request.d_name = None
-        request.pausing = request.returns = False
-        request.state = State.INTERRUPTED
-
-    def _leave_prefill(self, request: Request, ledger: Ledger) -> None:
-        if request.state in (State.ENCODING, State.PREFILL_QUEUED, State.PREFILLING):
-            ledger.prompt_tokens -= request.context
-        if request in ledger.prefill_queue:
-            ledger.prefill_queue.remove(request)
-        if request.missing:
-            self.encoding.leave(request, ledger)
-            request.missing.clear()
-
-    def _give_back_all(self, request: Request) -> None:
-        for name, pool in list(request.holdings):
-            self.instances[name].give_back(pool, request)

@@ -21,6 +21,7 @@ from epdjax.mesh.transfer import gather_shards
 from epdjax.serving.compiles import compile_counter
 from epdjax.serving.deployment import Deployment, check_tensor_widths
 from epdjax.serving.instance import Instance
+from epdjax.serving.outages import Outages
 from epdjax.serving.programs import compile_all, jobs_of
 from epdjax.serving.role_changes import RoleChanges
 from epdjax.serving.role_plans import SwitchPlan, SwitchRefused, after_switch, missing, rescues
@@ -39,15 +40,13 @@ class Host(Protocol):
 
     deployment: Deployment
 
+    outages: Outages
+
     @property
     def roles(self) -> RoleChanges: ...
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread; raises `SwitchRefused` where that has ended."""
-        ...
-
-    def recover(self, instance: Instance) -> None:
-        """Make pools anew that are lost."""
         ...
 
     def give_up(self) -> None:
@@ -346,7 +345,8 @@ class Switching:
                 roles.onload(made.spec)
             deployment.instances[made.name] = made
         deployment.places[:] = after_switch(deployment.places, plan)
-        self._host.give_up()  # of nothing, unless a stage is still unserved
+        if not missing(deployment.places):  # else a rescue is on its way
+            self._host.give_up()  # only what fits nowhere any more; what was hopeless is not
 
     def _call_off(self, names: list[str]) -> None:
         """After a failure: the instances go on as they were, with new pools where the old ones are gone."""
@@ -356,7 +356,7 @@ class Switching:
                 instance = self._host.deployment.instances.get(name)
                 if instance is not None:
                     self._host.roles.resume(name)
-                    self._host.recover(instance)
+                    self._host.outages.recover(instance)
 
         try:
             self._host.call(restore)

@@ -201,7 +201,7 @@ def test_a_request_that_always_fails(llm: LLM, expected: dict, step: str, monkey
         with pytest.raises(StepFailed, match="try again"):
             tokens(start(llm, VICTIM, GREEDY, request_id="poison"))
     assert len(tries) == 3 and (step == "encode" or tries[1:] == [1, 1])
-    assert not llm._engine.lost
+    assert not llm._engine.outages.lost
     assert tokens(bystander) == expected["bystander"]
 
 

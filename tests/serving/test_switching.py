@@ -264,13 +264,13 @@ def kill(llm: LLM, expected: list[tuple[int, ...]], name: str) -> None:
             pass
         while crowd.answers < before + 24 and any(not client.done() for client in crowd.clients):
             pass
-    assert "its steps fail" in llm._engine.lost[name].why
+    assert "its steps fail" in llm._engine.outages.lost[name].why
     instance.programs.update(programs)
     for shelf, program in list(llm.deployment.programs.items()):
         assert program is not dead, shelf
     llm._engine.switching.join(60)
     llm.switch_roles(name, "E" if name == "i0" else "P")
-    assert name not in llm._engine.lost
+    assert name not in llm._engine.outages.lost
     assert [llm.chat(asked, GREEDY)[0].outputs[0].token_ids for asked in ASKED] == expected
 
 
@@ -279,7 +279,7 @@ def test_an_instance_that_hangs(checkpoint: Path, expected: list[tuple[int, ...]
     """Its steps never end. What was under way there is done again elsewhere; what it says later is not heard."""
     with make_llm(checkpoint, "1E1P2D", hang_s=1.0) as llm:
         late: list[Callable[[], None]] = []
-        waiter = llm._engine._waiter("i2", "compute")
+        waiter = llm._engine.waiter("i2", "compute")
         watch = waiter.watch
         with Crowd(llm, expected) as crowd:
             while crowd.answers < 4:
@@ -292,14 +292,14 @@ def test_an_instance_that_hangs(checkpoint: Path, expected: list[tuple[int, ...]
             before = crowd.answers
             while crowd.answers < before + 12 and any(not client.done() for client in crowd.clients):
                 pass
-        assert "has not ended within 1 s" in llm._engine.lost["i2"].why
+        assert "has not ended within 1 s" in llm._engine.outages.lost["i2"].why
         assert late
         settle(llm)
 
 
 def test_nobody_left(checkpoint: Path, expected: list[tuple[int, ...]]) -> None:
     with make_llm(checkpoint, "1EPD") as llm:
-        llm._engine.call(lambda: llm._engine.take_out("i0", "pulled out"))
+        llm._engine.call(lambda: llm._engine.outages.take_out("i0", "pulled out"))
         llm._engine.switching.join(60)
         with pytest.raises(ServiceUnavailable, match="encode and prefill and decode"):
             llm.chat(ASKED[0], GREEDY)
