@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULTS["decode_pace"],
         metavar="X",
-        help="decode steps that a prefill step may last where an instance does both (default: %(default)s)",
+        help="decode steps that other steps may last where an instance also decodes (default: %(default)s)",
     )
     add(
         "--request-timeout",

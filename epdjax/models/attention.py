@@ -82,6 +82,8 @@ class UnitAttend(Protocol):
         self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False
     ) -> jax.Array: ...
 
+    def __hash__(self) -> int: ...  # programs are traced once for each
+
 
 def blocked_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, *, scattered: bool = False

@@ -18,13 +18,12 @@ from epdjax.serving.controller import Controller, ControllerSettings, Decision
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.load import LoadEstimator
 from epdjax.serving.request import RequestSpec
-from epdjax.serving.role_plans import SwitchPlan, after_switch, candidates
+from epdjax.serving.role_plans import KV_ROLES, SwitchPlan, after_switch, candidates, closing_roles, may_keep_kv
 from epdjax.serving.scheduler import Finished, Scheduler
 from epdjax.serving.work import Decode, MoveKV, MoveMM, Prefill, Work
 
 Seconds = Callable[[Work, InstanceSpec], float]
 """What work takes on an instance."""
-KV_ROLES = frozenset("PD")
 
 
 @dataclasses.dataclass
@@ -201,10 +200,8 @@ class Simulation:
         after = {place.name: place for place in plan.after}
         for place in plan.before:
             target = after.get(place.name)
-            both = set(place.roles) & KV_ROLES and target is not None and set(target.roles) & KV_ROLES
-            keeps = bool(both) and target is not None and target.devices == place.devices
-            stays = set(target.roles) if target is not None else set()
-            closing = "".join(r for r in place.roles if r not in stays or (r in KV_ROLES and not keeps))
+            keeps = may_keep_kv(place, target)
+            closing = closing_roles(place.roles, target.roles if target else "", keeps_kv=keeps)
             self.scheduler.roles.offload(place.name, closing, keeps_kv=keeps)
         switch = self._switch = _Running(plan, now)
         self._at(now + self._finish_s, lambda now: self._evict(switch))
@@ -224,12 +221,9 @@ class Simulation:
 
     def _onload(self, now: float) -> None:
         assert self._switch is not None
-        plan, roles = self._switch.plan, self.scheduler.roles
-        before, after = {p.name for p in plan.before}, {p.name for p in plan.after}
-        for name in before - after:
-            roles.leave(name)
-        for place in plan.after:
-            (roles.onload if place.name in before else roles.enter)(self._sizes.spec(place))
+        plan = self._switch.plan
+        ends = {place.name for place in plan.before} - {place.name for place in plan.after}
+        self.scheduler.roles.go_over(ends, [self._sizes.spec(place) for place in plan.after])
         self._places = after_switch(self._places, plan)
         self._costs_s[plan.removes, plan.adds] = now - self._switch.began
         self.switches.append(Switched(self._switch.began, now, plan, self.mesh))

@@ -25,7 +25,7 @@ class SchedulerConfig:
         max_media_bytes: host bytes of the media of live requests; likewise.
         order, assignment: names in `policies.ORDERS` and `policies.ASSIGNMENTS`, for all stages or for each; see
             `policies.per_stage`.
-        decode_pace: decode steps that a prefill step may last on an instance that also decodes.
+        decode_pace: decode steps that a prefill or encode step may last on an instance that also decodes.
     """
 
     buckets: Buckets

@@ -39,7 +39,7 @@ class EngineConfig:
         request_timeout_s: a request that is not finished after so many seconds ends in an error, whatever it asked for;
             None: no limit.
         slo_s: the first token of a request that says nothing else is due after so many seconds (order ``deadline``).
-        decode_pace: decode steps that a prefill step may last on an instance that also decodes.
+        decode_pace: decode steps that a prefill or encode step may last on an instance that also decodes.
         role_switching: ``auto``: instances change roles as the load changes; ``advise``: it is only logged which would;
             ``off``: only by hand.
         controller: when ``auto`` and ``advise`` think a switch worth it.

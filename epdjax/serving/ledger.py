@@ -40,10 +40,23 @@ class InstanceSpec:
 
 
 class Ledger:
-    """Pools and queues of one instance. Only the scheduler changes it."""
+    """Pools and queues of one instance. Only the scheduler changes it.
 
-    def __init__(self, spec: InstanceSpec, buckets: Buckets, block_size: int, mm_block_size: int, times: ServiceTimes):
+    Args:
+        pace: decode steps that a step of another stage may last where sequences are being decoded.
+    """
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        buckets: Buckets,
+        block_size: int,
+        mm_block_size: int,
+        times: ServiceTimes,
+        pace: float,
+    ):
         self.spec = spec
+        self.pace = pace
         self.name = spec.name
         self.buckets = buckets
         self.block_size = block_size
@@ -213,9 +226,18 @@ class Ledger:
         waiting = [r for r in self.prefill_queue if r.state is State.PREFILL_QUEUED]
         return not waiting or request.ranks["D"] < min(waiting, key=lambda r: r.ranks["P"]).ranks["D"]
 
+    @property
+    def patience_s(self) -> float:
+        """What a step of another stage may last, seconds, lest sequences wait too long for their next token."""
+        return self.pace * self.times.decode_s if self.running else math.inf
+
     def max_units(self, bucket: int) -> int:
-        """Encode units of a bucket in one step, all devices together."""
-        return max(1, self.spec.encode_width * self.buckets.unit_rows(self.buckets.unit_sizes[bucket])[-1])
+        """Encode units of a bucket in one step, all devices together: as many as there can be, or as many as keep the
+        pace of what is being decoded here."""
+        rows = self.buckets.unit_rows(self.buckets.unit_sizes[bucket])
+        counts = [max(1, self.spec.encode_width * n) for n in rows]
+        each, patience = self.times.encode_s(bucket), self.patience_s
+        return max((count for count in counts if count * each <= patience), default=counts[0])
 
     def backlog_s(self, role: str) -> float:
         """Seconds of work of a role that were given to this instance and are not done."""

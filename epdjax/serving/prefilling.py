@@ -1,5 +1,6 @@
 """The prefill stage of the scheduler: which chunks of which prompts make up the next step of a P instance."""
 
+import math
 from collections.abc import Iterator
 
 from epdjax.serving.ledger import Ledger
@@ -15,11 +16,10 @@ class PrefillStage:
         work_ids: numbers for new work.
         moves: the queue for room on instances that decode, which prompts that stay where they are share.
         max_chunk: prompt tokens of one row.
-        pace: decode steps that a prefill step may last where sequences are being decoded on the same instance.
     """
 
-    def __init__(self, work_ids: Iterator[int], moves: KVMoves, max_chunk: int, pace: float):
-        self._work_ids, self._moves, self._max_chunk, self._pace = work_ids, moves, max_chunk, pace
+    def __init__(self, work_ids: Iterator[int], moves: KVMoves, max_chunk: int):
+        self._work_ids, self._moves, self._max_chunk = work_ids, moves, max_chunk
 
     def next_step(self, ledger: Ledger) -> Prefill | None:
         """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
@@ -51,9 +51,9 @@ class PrefillStage:
         """Tokens of a step, padding included: as many as there can be, or where sequences wait for their next token
         meanwhile, as many as keep their pace."""
         sizes = sorted({rows * tokens for rows, tokens in ledger.buckets.prefill})
-        if not ledger.running:
+        patience = ledger.patience_s
+        if patience == math.inf:
             return sizes[-1]
-        patience = self._pace * ledger.times.decode_s
         return max((size for size in sizes if ledger.times.prefill_s(size) <= patience), default=sizes[0])
 
     def _chunk_length(self, request: Request, most: int) -> int:

@@ -160,7 +160,7 @@ class _Builder:
             name: self.shape((units, *dims), dtype, self.i.unit_sharding)
             for name, (dims, dtype) in self.i.model.unit_inputs(size).items()
         }
-        step = functools.partial(steps.encode, self.i.parts["encoder"][0], self.i.attention.units)
+        step = _bound(steps.encode, self.i.parts["encoder"][0], self.i.attention.units)
         return self.job(("encode", (units, size)), step, (self.leaves("encoder"), inputs), out=self.i.unit_sharding)
 
     def land_mm(self, pieces: int, units: int, tokens: int) -> Job:
@@ -169,7 +169,7 @@ class _Builder:
         return self.job(("land_mm", (pieces, units, tokens)), steps.land_mm, args, donate=(0,), out=self.i.replicated)
 
     def stepping(self, key: tuple[str, Any], step: Callable, attend: Any, args: tuple) -> Job:
-        step = functools.partial(step, self.i.parts["language_model"][0], attend)
+        step = _bound(step, self.i.parts["language_model"][0], attend)
         args = (self.leaves("language_model"), self.kv, self.slots, *args)
         out = (self.i.replicated, self.pool_shardings, self.i.replicated)
         return self.job(key, step, args, donate=(1, 2), out=out)
@@ -213,6 +213,13 @@ class _Builder:
 
     def mm_pool(self) -> Job:
         return self.job(("mm_pool", None), lambda: _zeros(self.mm), (), out=self.i.replicated)
+
+
+@functools.lru_cache(maxsize=64)  # parts of models
+def _bound(step: Callable, split: steps.Split, attend: Any) -> Callable:
+    """A step of a model's part. The same for instances that are alike, since JAX traces a function it knows only once
+    for the same shapes, wherever it is compiled for."""
+    return functools.partial(step, split, attend)
 
 
 def _zeros(shapes: Any) -> Any:

@@ -139,6 +139,13 @@ class RoleChanges:
         del self._instances[name]
         self._keeping.discard(name)
 
+    def go_over(self, ends: Iterable[str], specs: Iterable[InstanceSpec]) -> None:
+        """The last step of a switch: some instances are no more, others are there with their new roles from now on."""
+        for name in ends:
+            self.leave(name)
+        for spec in specs:
+            (self.onload if spec.name in self._instances else self.enter)(spec)
+
     # ---- failure --------------------------------------------------------------------------------------------------
 
     def take_out(self, name: str, now: float) -> None:

@@ -13,6 +13,7 @@ from epdjax.mesh.spec import ROLES, STAGE_OF_ROLE
 from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.forecast import Candidate
 
+KV_ROLES = frozenset("PD")
 FIRST_COST_S = 0.7  # of a kind of switch that was not made yet: the most that the EPD paper states
 
 
@@ -114,6 +115,18 @@ def after_switch(places: Sequence[Place], plan: SwitchPlan) -> list[Place]:
     concerned = {place.name for place in plan.before}
     left = [place for place in places if place.name not in concerned]
     return sorted([*left, *plan.after], key=lambda place: place.devices)
+
+
+def may_keep_kv(before: Place | None, after: Place | None) -> bool:
+    """Whether an instance can go on with its KV pool: it needs one before and after, on the same devices."""
+    if before is None or after is None or before.devices != after.devices:
+        return False
+    return bool(KV_ROLES & set(before.roles) and KV_ROLES & set(after.roles))
+
+
+def closing_roles(before: str, after: str, *, keeps_kv: bool) -> str:
+    """Roles that an instance gives up, for good or until its pools are new."""
+    return "".join(role for role in before if role not in after or (role in KV_ROLES and not keeps_kv))
 
 
 def check_served(places: Iterable[Place]) -> None:

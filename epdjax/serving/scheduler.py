@@ -73,14 +73,15 @@ class Scheduler:
         self.departures = Departures(
             self.instances, self.entry, self.encoding, self.moves, self._adopt, self.roles.keeps_kv
         )
-        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk, config.decode_pace)
+        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk)
         self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self.departures.pause)
         self.meter = LoadMeter(self)
 
     def ledger(self, spec: InstanceSpec) -> Ledger:
         """The books of a new instance."""
         config = self.config
-        return Ledger(spec, config.buckets, config.block_size, config.mm_block_size, self.times_of(spec))
+        times, pace = self.times_of(spec), config.decode_pace
+        return Ledger(spec, config.buckets, config.block_size, config.mm_block_size, times, pace)
 
     def times_of(self, spec: InstanceSpec) -> ServiceTimes:
         """Service times of instances like this one."""

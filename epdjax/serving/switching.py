@@ -24,7 +24,15 @@ from epdjax.serving.instance import Instance
 from epdjax.serving.outages import Outages
 from epdjax.serving.programs import compile_all, jobs_of
 from epdjax.serving.role_changes import RoleChanges
-from epdjax.serving.role_plans import SwitchPlan, SwitchRefused, after_switch, missing, rescues
+from epdjax.serving.role_plans import (
+    SwitchPlan,
+    SwitchRefused,
+    after_switch,
+    closing_roles,
+    may_keep_kv,
+    missing,
+    rescues,
+)
 from epdjax.serving.workshop import Parts
 
 log = logging.getLogger(__name__)
@@ -32,7 +40,6 @@ T = TypeVar("T")
 POLL_S = 0.002
 REMEMBERED = 100  # switches
 COMPILE_THREADS = 1  # serving goes on beside it
-KV_ROLES = frozenset("PD")
 
 
 class Host(Protocol):
@@ -104,8 +111,7 @@ class _Change:
     @property
     def closing(self) -> str:
         """Roles that it gives up, for good or until its pools are new."""
-        old = self.before.roles if self.before else ""
-        return "".join(r for r in old if r not in self.mesh.roles or (r in KV_ROLES and not self.keeps_kv))
+        return closing_roles(self.before.roles if self.before else "", self.mesh.roles, keeps_kv=self.keeps_kv)
 
 
 class Switching:
@@ -223,7 +229,8 @@ class Switching:
         """Make the instances that begin or change, of shapes for now, see that they fit, and compile what is missing
         for them and for their partners."""
         deployment = self._host.deployment
-        changes = [self._change(place) for place in plan.after]
+        was = {place.name: place for place in plan.before}
+        changes = [self._change(place, may_keep_kv(was.get(place.name), place)) for place in plan.after]
         gone = {place.name for place in plan.before}
         staying = [i for name, i in deployment.instances.items() if name not in gone]
         everything = [i.spec for i in staying] + [change.shaped.spec for change in changes]
@@ -234,7 +241,7 @@ class Switching:
         compile_all(jobs, deployment.programs, threads=COMPILE_THREADS)
         return changes
 
-    def _change(self, place: Place) -> _Change:
+    def _change(self, place: Place, keeps: bool) -> _Change:
         deployment = self._host.deployment
         workshop = deployment.workshop
         mesh = on_devices(place, deployment.devices)
@@ -242,19 +249,12 @@ class Switching:
         try:
             check_tensor_widths([mesh], deployment.model)
             in_use = self._in_use_after(mesh)
-            keeps = before is not None and self._may_keep(before, mesh)
-            if keeps and before is not None:
-                blocks = before.spec.kv_blocks
-                keeps = in_use is None or workshop.kv_blocks(mesh, in_use) >= blocks
-            if not keeps:
-                blocks = workshop.kv_blocks(mesh, in_use)
+            blocks = before.spec.kv_blocks if before is not None and keeps else None
+            if blocks is None or (in_use is not None and workshop.kv_blocks(mesh, in_use) < blocks):
+                keeps, blocks = False, workshop.kv_blocks(mesh, in_use)
         except ValueError as error:
             raise SwitchRefused(f"{place} cannot be made: {error}") from error
         return _Change(mesh, workshop.instance(mesh, blocks), before, keeps)
-
-    def _may_keep(self, before: Instance, mesh: InstanceMesh) -> bool:
-        both = KV_ROLES & set(before.roles) and KV_ROLES & set(mesh.roles)
-        return bool(both) and before.submesh.devices == mesh.submesh.devices
 
     def _in_use_after(self, mesh: InstanceMesh) -> int | None:
         """Bytes of each device of a place that will be taken by parameters alone; None where devices do not say."""
@@ -331,19 +331,15 @@ class Switching:
 
     def _onload(self, plan: SwitchPlan, changes: list[_Change], ends: list[str]) -> None:
         """On the engine's thread: from one work to the next everything is as planned."""
-        deployment, roles = self._host.deployment, self._host.roles
-        for name in ends:
-            roles.leave(name)
-            del deployment.instances[name]
+        deployment = self._host.deployment
+        made = [change.made for change in changes if change.made is not None]
         for change in changes:
-            made, before = change.made, change.before
-            assert made is not None
-            if before is None:
-                roles.enter(made.spec)
-            else:
-                made.take_over(before, kv=change.keeps_kv, mm=change.keeps_mm)
-                roles.onload(made.spec)
-            deployment.instances[made.name] = made
+            if change.before is not None and change.made is not None:
+                change.made.take_over(change.before, kv=change.keeps_kv, mm=change.keeps_mm)
+        self._host.roles.go_over(ends, [instance.spec for instance in made])
+        for name in ends:
+            del deployment.instances[name]
+        deployment.instances.update({instance.name: instance for instance in made})
         deployment.places[:] = after_switch(deployment.places, plan)
         if not missing(deployment.places):  # else a rescue is on its way
             self._host.give_up()  # only what fits nowhere any more; what was hopeless is not

@@ -145,6 +145,18 @@ def test_prefill_keeps_the_pace_of_decoding() -> None:
     assert gaps[2.0] == pytest.approx(0.026)
 
 
+def test_encode_keeps_the_pace_of_decoding() -> None:
+    """A unit takes as long as a decode step, as the first teaches: two in a step, or one where the pace says so."""
+    most = {}
+    for pace in (1.5, 1000.0):
+        scheduler = make_scheduler("EPD", decode_pace=pace)
+        log: list = []
+        pictures = [(0.1 if i == 0 else 0.3, picture(f"asks{i}", f"picture {i}")) for i in range(5)]
+        simulate(scheduler, [(0.0, RequestSpec("talks", 10, 200)), *pictures], log)
+        most[pace] = max(len(work.units) for _, work in log if isinstance(work, Encode))
+    assert most == {1.5: 1, 1000.0: 2}
+
+
 def test_service_times_are_learned_without_what_was_waited() -> None:
     scheduler = make_scheduler("E P D")
     log: list = []

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from epdjax.models.attention import AttentionKind, UnitAttend, blocked_attention
 from epdjax.serving.attention.rules import REFERENCE
 from epdjax.serving.paged import PagedRows, PagesAttend, attend_to_gathered
 
+Reads = Callable[..., tuple[jax.Array, ...]]
+"""What a kernel reads of the rows: takes `PagedRows` and `AttentionKind`."""
 EVERYWHERE = PartitionSpec()
 HEADS = PartitionSpec(None, None, "tensor")  # of queries, and of pools
 
@@ -39,10 +41,17 @@ def attached(device: jax.Device) -> bool:
 
 
 def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
-    """A kernel for encoders, each device attending to the units it has."""
+    """A kernel for encoders, each device attending to the units it has.
+
+    Meshes that are alike get the same function, so that what is traced for one serves the others.
+    """
     if kernel == REFERENCE:
         return blocked_attention
-    attend_to_unit = _unit_kernel(kernel)
+    return _units_bound(_unit_kernel(kernel), mesh.abstract_mesh)
+
+
+@functools.cache
+def _units_bound(attend_to_unit: UnitAttend, mesh: AbstractMesh) -> UnitAttend:
     units = PartitionSpec(mesh.axis_names)
 
     def attend(
@@ -56,15 +65,21 @@ def unit_attend(kernel: str, mesh: Mesh) -> UnitAttend:
 
 
 def pages_attend(kernel: str, mesh: Mesh) -> PagesAttend:
-    """A kernel for prefill and decode, each device attending with the heads it has."""
+    """A kernel for prefill and decode, each device attending with the heads it has; see `unit_attend`."""
     if kernel == REFERENCE:
         return attend_to_gathered
-    reads, attend_here = _kernel(kernel, mesh)
+    reads, attend_here, options = _kernel(kernel, mesh)
+    return _pages_bound(reads, attend_here, mesh.abstract_mesh, **options)
 
+
+@functools.cache
+def _pages_bound(
+    reads: Reads, attend_here: Callable[..., jax.Array], mesh: AbstractMesh, **options: bool
+) -> PagesAttend:
     def attend(q_btnh: jax.Array, pool: jax.Array, rows: PagedRows, kind: AttentionKind) -> jax.Array:
         arrays = reads(rows, kind)
         o_btnh = jax.shard_map(
-            functools.partial(attend_here, kind=kind),
+            functools.partial(attend_here, kind=kind, **options),
             mesh=mesh,
             in_specs=(HEADS, HEADS, *(EVERYWHERE for _ in arrays)),
             out_specs=HEADS,
@@ -87,23 +102,22 @@ def _unit_kernel(kernel: str) -> UnitAttend:
     return cudnn.attend_to_unit
 
 
-def _kernel(kernel: str, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
-    """What a kernel reads of the rows, and how it attends to the pages of a device. Imported where it is used: Pallas
-    takes its time, and its backends come and go with versions of JAX."""
+def _kernel(kernel: str, mesh: Mesh) -> tuple[Reads, Callable[..., jax.Array], dict[str, bool]]:
+    """What a kernel reads of the rows, and how it attends to the pages of a device, with its options. Imported where it
+    is used: Pallas takes its time, and its backends come and go with versions of JAX."""
     if kernel == "cudnn":
         from epdjax.serving.attention import cudnn
 
-        return cudnn.reads, cudnn.attend
+        return cudnn.reads, cudnn.attend, {}
     if kernel == "rowwise":
         from epdjax.serving.attention import rowwise
 
-        return rowwise.reads, rowwise.attend
+        return rowwise.reads, rowwise.attend, {}
+    device = mesh.devices.flat[0]
     if kernel == "pallas":
         from epdjax.serving.attention import pallas_gpu
 
-        interpret = mesh.devices.flat[0].platform == "cpu"
-        return pallas_gpu.reads, functools.partial(pallas_gpu.attend, interpret=interpret)
+        return pallas_gpu.reads, pallas_gpu.attend, {"interpret": device.platform == "cpu"}
     from epdjax.serving.attention import ragged_tpu
 
-    tuned = attached(mesh.devices.flat[0])
-    return ragged_tpu.reads, functools.partial(ragged_tpu.attend, tuned=tuned)
+    return ragged_tpu.reads, ragged_tpu.attend, {"tuned": attached(device)}
