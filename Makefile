@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: serve test lint parity slow deviceless clean
 
@@ -10,7 +11,7 @@ serve: $(VENV)/.installed
 	$(BIN)/python scripts/serve.py --mesh $(MESH) $(ARGS)
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff format --check .
@@ -20,13 +21,13 @@ lint: $(VENV)/.linted
 
 # What CI runs besides: parity with transformers (needs torch), longer tests, compiling for a GPU that is not there.
 parity: $(VENV)/.tested
-	$(BIN)/python -m pytest -m torch --junitxml=build/parity.xml $(ARGS)
+	$(PYTEST) -m torch --junitxml=build/parity.xml $(ARGS)
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -m slow --junitxml=build/slow.xml $(ARGS)
+	$(PYTEST) -m slow --junitxml=build/slow.xml $(ARGS)
 
 deviceless: $(VENV)/.tested
-	$(BIN)/python -m pytest -m deviceless $(ARGS)
+	$(PYTEST) -m deviceless $(ARGS)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,5 +1,7 @@
 """Small deployments of a tiny model, for tests that run the whole engine."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,3 +45,11 @@ CONVERSATIONS = {
     "two pictures": ask("and?", picture(60, 40, 2), picture(30, 90, 3)),
     "long text": ask("in the tan hat " * 8),
 }
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Waits for something that another thread does, without taking the processor from it."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)

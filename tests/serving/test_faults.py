@@ -16,7 +16,7 @@ from epdjax.serving.audit import audit
 from epdjax.serving.errors import AnswerFailed, NotFinite, PreprocessingFailed, RequestError, StepFailed
 from epdjax.serving.instance import Instance
 from epdjax.serving.outputs import RequestOutput
-from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
+from tests.serving.deployments import CONVERSATIONS, ask, eventually, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
@@ -91,8 +91,7 @@ def once(function: Callable, error: Exception, failures: list[Exception], when: 
 @pytest.mark.parametrize("move", ["send_mm", "send_kv"])
 def test_a_move_that_fails(llm: LLM, expected: dict, move: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bystander = start(llm, BYSTANDER, LONG)
-    while not llm._engine.counts().get("decoding"):
-        pass
+    eventually(lambda: bool(llm._engine.counts().get("decoding")))
     failures: list[Exception] = []
     inside = {"send_mm": False, "send_kv": False}
     original = getattr(Instance, move)
@@ -116,8 +115,7 @@ def test_a_move_that_fails(llm: LLM, expected: dict, move: str, monkeypatch: pyt
 @pytest.mark.parametrize("step", ["encode", "prefill"])
 def test_a_device_put_that_fails(llm: LLM, expected: dict, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bystander = start(llm, BYSTANDER, LONG)
-    while not llm._engine.counts().get("decoding"):
-        pass
+    eventually(lambda: bool(llm._engine.counts().get("decoding")))
     failures: list[Exception] = []
     wanted = {"encode": "pixels", "prefill": "mm_rows"}[step]
     when = lambda value, *_: isinstance(value, dict) and wanted in value  # noqa: E731
@@ -131,8 +129,7 @@ def test_an_instance_out_of_memory(llm: LLM, expected: dict, monkeypatch: pytest
     """A prefill takes its donated pools along. Its request starts over, like any whose KV was there too, and one that
     is decoded elsewhere does not notice."""
     bystander = start(llm, BYSTANDER, LONG)
-    while not llm._engine.counts().get("decoding"):
-        pass
+    eventually(lambda: bool(llm._engine.counts().get("decoding")))
     prefiller = llm.deployment.instances["i1"]
     programs, failures = dict(prefiller.programs), []
 
@@ -159,8 +156,7 @@ def test_lost_pools_cost_nobody_his_answer(llm: LLM, checkpoint: Path, expected:
         only = other.deployment.instances["i0"]
         programs = dict(only.programs)
         decoded = start(other, BYSTANDER, LONG)
-        while not other._engine.counts().get("decoding"):
-            pass
+        eventually(lambda: bool(other._engine.counts().get("decoding")))
 
         def failing(leaves: Any, pools: Any, *rest: Any) -> None:
             if not other._engine.counts().get("prefilling"):

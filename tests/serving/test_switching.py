@@ -14,6 +14,7 @@ import pytest
 
 from epdjax import LLM, SamplingParams
 from epdjax.mesh.places import spec_of
+from epdjax.serving import role_plans
 from epdjax.serving.audit import audit
 from epdjax.serving.controller import ControllerSettings
 from epdjax.serving.errors import ServiceUnavailable
@@ -41,6 +42,16 @@ class Crowd:
             answer = self.llm.chat(ASKED[number], GREEDY)[0].outputs[0].token_ids
             assert answer == self.expected[number], f"conversation {number}"
             self.answers += 1
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Or until the clients have ended, which they only do for a reason."""
+        while not condition() and any(not client.done() for client in self.clients):
+            time.sleep(0.01)
+
+    def wait_for(self, answers: int) -> None:
+        """So many more."""
+        most = self.answers + answers
+        self.wait_until(lambda: self.answers >= most)
 
     def __enter__(self) -> "Crowd":
         return self
@@ -104,12 +115,10 @@ def test_every_kind_of_switch_under_load(llm: LLM, expected: list[tuple[int, ...
     ]
     with Crowd(llm, expected) as crowd:
         for name, roles, after in steps:
-            before = crowd.answers
             report = llm.switch_roles(name, roles)
             assert mesh(llm) == after, report.plan
             assert set(llm.deployment.instances) == {place.name for place in llm.deployment.places}
-            while crowd.answers < before + 4 and any(not client.done() for client in crowd.clients):
-                pass
+            crowd.wait_for(4)
     assert crowd.answers > 4 * len(steps)
 
 
@@ -221,18 +230,25 @@ def test_a_role_that_memory_does_not_hold(llm: LLM, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "advise"])
 def test_the_controller(
-    checkpoint: Path, expected: list[tuple[int, ...]], mode: str, caplog: pytest.LogCaptureFixture
+    checkpoint: Path,
+    expected: list[tuple[int, ...]],
+    mode: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that switches at the least occasion: answers stay the same, and with `advise` so does the layout."""
     eager = ControllerSettings(
         interval_s=0.1, cooldown_s=0.2, horizon_s=1.0, min_gain_s=0.0, hysteresis=1.0, keeps_up=0.0, sustain=1
     )
+    monkeypatch.setattr(role_plans, "FIRST_COST_S", 0.0)
     with make_llm(checkpoint, "3E2P2D", role_switching=mode, controller=eager) as llm:
-        engine = llm._engine
-        with Crowd(llm, expected, clients=8), caplog.at_level(logging.INFO, "epdjax.serving.steering"):
-            until = time.monotonic() + 60
-            while time.monotonic() < until and not (engine.switching.history or "advice: " in caplog.text):
-                time.sleep(0.05)
+        engine, looking = llm._engine, concurrent.futures.ThreadPoolExecutor(1)
+        with caplog.at_level(logging.INFO, "epdjax.serving.steering"):
+            answers = looking.submit(llm.chat, ASKED * 40, GREEDY)
+            while not (answers.done() or engine.switching.history or "advice: " in caplog.text):
+                time.sleep(0.01)
+            assert [output.outputs[0].token_ids for output in answers.result(240)] == expected * 40
+        engine.switching.join(60)
         assert bool(engine.switching.history) == (mode == "auto")
         assert (mesh(llm) == "3E2P2D") == (mode == "advise")
         assert "gain_s" in caplog.text
@@ -256,14 +272,10 @@ def kill(llm: LLM, expected: list[tuple[int, ...]], name: str) -> None:
         raise RuntimeError("the device is gone")
 
     with Crowd(llm, expected, clients=6) as crowd:
-        while crowd.answers < 4:
-            pass
+        crowd.wait_for(4)
         instance.programs.update(dict.fromkeys(programs, dead))
-        before = crowd.answers
-        while name in llm.deployment.instances and any(not client.done() for client in crowd.clients):
-            pass
-        while crowd.answers < before + 24 and any(not client.done() for client in crowd.clients):
-            pass
+        crowd.wait_until(lambda: name not in llm.deployment.instances)
+        crowd.wait_for(24)
     assert "its steps fail" in llm._engine.outages.lost[name].why
     instance.programs.update(programs)
     for shelf, program in list(llm.deployment.programs.items()):
@@ -277,22 +289,18 @@ def kill(llm: LLM, expected: list[tuple[int, ...]], name: str) -> None:
 @pytest.mark.slow
 def test_an_instance_that_hangs(checkpoint: Path, expected: list[tuple[int, ...]]) -> None:
     """Its steps never end. What was under way there is done again elsewhere; what it says later is not heard."""
-    with make_llm(checkpoint, "1E1P2D", hang_s=1.0) as llm:
+    with make_llm(checkpoint, "1E1P2D", hang_s=5.0) as llm:
         late: list[Callable[[], None]] = []
         waiter = llm._engine.waiter("i2", "compute")
         watch = waiter.watch
         with Crowd(llm, expected) as crowd:
-            while crowd.answers < 4:
-                pass
+            crowd.wait_for(4)
             waiter.watch = lambda *args: late.append(lambda: watch(*args))  # type: ignore[method-assign]
-            while "i2" in llm.deployment.instances and any(not client.done() for client in crowd.clients):
-                pass
+            crowd.wait_until(lambda: "i2" not in llm.deployment.instances)
             for call in late:
                 call()
-            before = crowd.answers
-            while crowd.answers < before + 12 and any(not client.done() for client in crowd.clients):
-                pass
-        assert "has not ended within 1 s" in llm._engine.outages.lost["i2"].why
+            crowd.wait_for(12)
+        assert "has not ended within 5 s" in llm._engine.outages.lost["i2"].why
         assert late
         settle(llm)
 

@@ -43,11 +43,9 @@ def test_every_ordered_pair_of_roles(checkpoint: Path, expected: list[tuple[int,
         llm.switch_roles(name, walk[0])
         with Crowd(llm, expected) as crowd:
             for roles in walk[1:]:
-                before = crowd.answers
                 llm.switch_roles(name, roles)
                 assert llm.deployment.instances[name].roles == roles
-                while crowd.answers < before + 2 and any(not client.done() for client in crowd.clients):
-                    pass
+                crowd.wait_for(2)
         settle(llm)
 
 

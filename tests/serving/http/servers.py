@@ -2,8 +2,7 @@
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from epdjax.serving.http import HttpServer, bind, create_app
 from epdjax.serving.http.engine import Engine
@@ -52,11 +51,3 @@ def running(engine: Engine, *, drain_timeout_s: float = 5.0, admin_key: str | No
     finally:
         server.begin_stop()
         server.join()
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Waits for something that another thread does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.01)

@@ -12,9 +12,10 @@ import pytest
 
 from epdjax.serving.audit import audit
 from epdjax.serving.llm import AsyncLLM
+from tests.serving.deployments import eventually
 from tests.serving.http.conftest import CONTEXT
 from tests.serving.http.pictures import bomb, data_url, encoded, picture
-from tests.serving.http.servers import RunningServer, eventually
+from tests.serving.http.servers import RunningServer
 
 PATH = "/v1/chat/completions"
 GOOD_URL = data_url(encoded(picture(seed=3)))

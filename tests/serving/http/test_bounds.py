@@ -10,8 +10,9 @@ import pytest
 
 from epdjax.serving.http.decoding import DecodingPool
 from epdjax.serving.limits import ServingLimits
+from tests.serving.deployments import eventually
 from tests.serving.http.scripted import ScriptedEngine
-from tests.serving.http.servers import RunningServer, eventually, running
+from tests.serving.http.servers import RunningServer, running
 
 PATH = "/v1/chat/completions"
 

@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from epdjax.serving.http.server import bind
+from tests.serving.deployments import eventually
 from tests.serving.http.pictures import data_url, encoded, picture
 from tests.serving.http.scripted import ScriptedEngine
-from tests.serving.http.servers import RunningServer, eventually, running
+from tests.serving.http.servers import RunningServer, running
 
 PATH = "/v1/chat/completions"
 
