@@ -4,6 +4,7 @@ the one who reads along."""
 import asyncio
 import contextlib
 import dataclasses
+import math
 import random
 import string
 import time
@@ -26,7 +27,10 @@ SIZE = InternVLSize(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An engine to measure: its mesh spec, and prompt tokens per prefill step."""
+    """An engine to measure: its mesh spec, and prompt tokens per prefill step.
+
+    Where a step takes a whole prompt, others wait for it, and for all tiles of a picture: the old way.
+    """
 
     mesh: str
     max_chunk: int
@@ -69,10 +73,12 @@ class Pace:
 
 def make_engine(folder: Path, layout: Layout, prompt_tokens: int, streams: int, progress: Any = None) -> AsyncLLM:
     """An engine with room for the prompts of others beside answers that do not end meanwhile."""
+    pace = {"decode_pace": math.inf} if layout.max_chunk >= prompt_tokens else {}
     return AsyncLLM(
         folder,
         layout.mesh,
         progress=progress,
+        **pace,
         max_chunk=layout.max_chunk,
         max_model_len=prompt_tokens + 2048,
         max_seqs=streams + 2,
