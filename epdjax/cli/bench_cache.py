@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from epdjax import LLM
     from epdjax.demo import demo_model_path
-    from epdjax.planning.cache_effects import crowd, measure
+    from epdjax.planning.benchmarks.cache_effects import crowd, measure
 
     model = arguments.model or demo_model_path()
     with LLM(model, arguments.mesh, max_model_len=arguments.max_model_len) as llm:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from epdjax import LLM
     from epdjax.demo import demo_model_path
-    from epdjax.planning.kv_moves import measure
+    from epdjax.planning.benchmarks.kv_moves import measure
 
     sizes = {"max_model_len": arguments.max_model_len, "max_chunk": arguments.max_chunk}
     with LLM(arguments.model or demo_model_path(), arguments.mesh, **sizes) as llm:

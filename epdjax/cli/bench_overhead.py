@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from epdjax.cli.progress import CompileProgress
     from epdjax.models.random_checkpoint import write_random_internvl
-    from epdjax.planning.overhead import PROMPT, SIZE, measure_decode, measure_scheduler
+    from epdjax.planning.benchmarks.overhead import PROMPT, SIZE, measure_decode, measure_scheduler
     from epdjax.serving.llm import LLM
 
     with tempfile.TemporaryDirectory() as made:

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.mesh.devices import resolve_mesh
     from epdjax.mesh.spec import MeshSpec
     from epdjax.models.random_checkpoint import write_random_internvl
-    from epdjax.planning.pace import SIZE, Layout, Pace, make_engine, measure_pace
+    from epdjax.planning.benchmarks.pace import SIZE, Layout, Pace, make_engine, measure_pace
 
     whole = -(-arguments.prompt // 512) * 512
     try:

@@ -55,7 +55,7 @@ def _virtual(seeds: int) -> int:
 def _live(arguments: argparse.Namespace) -> int:
     from epdjax.cli.progress import CompileProgress
     from epdjax.demo import demo_model_path
-    from epdjax.planning.role_switching_live import run_live
+    from epdjax.planning.benchmarks.role_switching_live import run_live
 
     with CompileProgress() as progress:
         for switching in ("off", "auto"):
@@ -71,7 +71,7 @@ def _times(arguments: argparse.Namespace) -> int:
     from epdjax.demo import demo_model_path
     from epdjax.mesh.devices import resolve_mesh
     from epdjax.models.random_checkpoint import InternVLSize, write_random_internvl
-    from epdjax.planning.role_switching_live import TIMED, switch_times
+    from epdjax.planning.benchmarks.role_switching_live import TIMED, switch_times
 
     resolve_mesh(TIMED)  # the first use of JAX fixes how many virtual devices a CPU has
     with tempfile.TemporaryDirectory() as made:

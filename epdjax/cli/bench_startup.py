@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     import tempfile
 
     from epdjax.demo import demo_model_path
-    from epdjax.planning.startup import measure_start
+    from epdjax.planning.benchmarks.startup import measure_start
 
     print("| mesh | shapes | programs | cold s | warm s | of them from the cache |")
     print("|---|---|---|---|---|---|")

@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.cli.progress import CompileProgress
     from epdjax.mesh.devices import resolve_mesh
     from epdjax.models.random_checkpoint import InternVLSize, write_random_internvl
-    from epdjax.planning.contestants import Epdjax, Transformers
-    from epdjax.planning.paired import Plan, compare
+    from epdjax.planning.benchmarks.contestants import Epdjax, Transformers
+    from epdjax.planning.benchmarks.paired import Plan, compare
 
     size = InternVLSize()
     if arguments.layers:

@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from epdjax import MeshSpec
     from epdjax.demo import demo_model_path
-    from epdjax.planning.load import LoadReport, fingerprint
-    from epdjax.planning.load import run as drive
-    from epdjax.planning.workload import Mix, poisson
+    from epdjax.planning.benchmarks.load import LoadReport, fingerprint
+    from epdjax.planning.benchmarks.load import run as drive
+    from epdjax.planning.benchmarks.traffic import Mix, poisson
     from epdjax.serving.llm import AsyncLLM
 
     arrivals = list(poisson(arguments.rate, arguments.seconds, arguments.seed, Mix(answer=tuple(arguments.answer))))

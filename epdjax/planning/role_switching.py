@@ -9,7 +9,8 @@ import random
 import statistics
 from collections.abc import Callable
 
-from epdjax.planning.simulator import Seconds, Simulation, Sizes, Switched, Timeline
+from epdjax.planning.metrics import Timeline
+from epdjax.planning.simulator import Seconds, Simulation, Sizes, Switched
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import default_buckets
 from epdjax.serving.controller import ControllerSettings
@@ -83,7 +84,7 @@ def run(seconds: Seconds, *, switching: bool, seed: int = 0, settings: Controlle
     simulation = Simulation(
         START,
         SchedulerConfig(buckets, mm_block_size=SLICE_TOKENS),
-        Sizes(kv_blocks=64 * 128, mm_blocks=3000, slots=64),
+        Sizes(kv_blocks=64 * 128, mm_blocks=3000, slots=64).spec,
         seconds,
         controller=(settings or ControllerSettings()) if switching else None,
         migrate_s=MIGRATE_S,

@@ -5,49 +5,29 @@ real. An instance does one thing at a time, and so does a link between two of th
 """
 
 import dataclasses
+import functools
 import heapq
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from epdjax.mesh.places import Place, places_of, spec_of
 from epdjax.mesh.spec import MeshSpec
+from epdjax.planning.gauges import Gauges, MMMoves
+from epdjax.planning.host import Host
+from epdjax.planning.metrics import SLO, Moves, Report, Timeline, report
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.controller import Controller, ControllerSettings, Decision
+from epdjax.serving.errors import RequestError
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.load import LoadEstimator
 from epdjax.serving.request import RequestSpec
 from epdjax.serving.role_plans import KV_ROLES, SwitchPlan, after_switch, candidates, closing_roles, may_keep_kv
 from epdjax.serving.scheduler import Finished, Scheduler
-from epdjax.serving.work import Decode, MoveKV, MoveMM, Prefill, Work
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
 Seconds = Callable[[Work, InstanceSpec], float]
 """What work takes on an instance."""
-
-
-@dataclasses.dataclass
-class Timeline:
-    """What became of a request, in seconds of the virtual clock."""
-
-    arrived: float
-    first_token: float = math.nan
-    finished: float = math.nan
-    tokens: int = 0
-    reason: str = ""
-
-    @property
-    def latency_s(self) -> float:
-        return self.finished - self.arrived
-
-    @property
-    def ttft_s(self) -> float:
-        return self.first_token - self.arrived
-
-    @property
-    def tpot_s(self) -> float:
-        """Mean gap between tokens after the first; not a number where there is only one."""
-        return (self.finished - self.first_token) / (self.tokens - 1) if self.tokens > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,28 +67,33 @@ class Simulation:
 
     Args:
         mesh: mesh spec. irp: see `places_of`.
-        config, sizes: of the scheduler and its instances.
+        config: of the scheduler.
+        sizes: what an instance on a place holds, such as `Sizes.spec`.
         seconds: what work takes.
         controller: settings of role switching; None: roles stay.
         migrate_s: of a switch, from an instance being free to its new roles, by the roles taken on.
         finish_s: see `EngineConfig.offload_s`.
+        host: prepares media; None: that takes no time.
+        sample_s: between samples of the queues.
     """
 
     def __init__(
         self,
         mesh: str,
         config: SchedulerConfig,
-        sizes: Sizes,
+        sizes: Callable[[Place], InstanceSpec],
         seconds: Seconds,
         *,
         irp: bool = True,
         controller: ControllerSettings | None = None,
         migrate_s: Mapping[str, float] | None = None,
         finish_s: float = 0.5,
+        host: Host | None = None,
+        sample_s: float = 0.1,
     ):
         self._places = places_of(MeshSpec.parse(mesh), irp=irp)
         self._sizes, self._seconds, self._irp = sizes, seconds, irp
-        self.scheduler = Scheduler(config, [sizes.spec(place) for place in self._places])
+        self.scheduler = Scheduler(config, [sizes(place) for place in self._places])
         self._settings, self._migrate_s, self._finish_s = controller, migrate_s or {}, finish_s
         self._controller = Controller(controller) if controller else None
         self._estimator = LoadEstimator()
@@ -117,6 +102,8 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
         self._free_at: dict[Any, float] = {}
+        self._host, self._left = host, 0
+        self._gauges, self._mm_moves = Gauges(self.scheduler, sample_s), MMMoves()
         self.timelines: dict[str, Timeline] = {}
         self.switches: list[Switched] = []
         self.decisions: list[tuple[float, Decision]] = []
@@ -128,54 +115,85 @@ class Simulation:
             RuntimeError: nothing can go on although requests are left, which is a bug.
         """
         for at, spec in arrivals:
-            self._at(at, lambda now, spec=spec: self._arrive(spec, now))  # type: ignore[misc]
+            self._at(at, functools.partial(self._arrive, spec))
         if self._controller is not None and self._settings is not None:
             self._at(self._settings.interval_s, self._tick)
-        left = len(arrivals)
-        while left:
+        self._left = len(arrivals)
+        while self._left:
             if not self._events:
                 raise RuntimeError(f"stuck with {self.scheduler.counts()}")
             now, _, act = heapq.heappop(self._events)
             act(now)
-            self._end(self.scheduler.overdue(now), now)
+            while self._events and self._events[0][0] == now:  # what happens at once is answered once
+                heapq.heappop(self._events)[2](now)
+            if self.scheduler.next_deadline <= now:
+                self._end(self.scheduler.overdue(now), now)
             for work in self.scheduler.next_work(now):
                 self._start(work, now)
             self._go_on_switching(now)
-            left = sum(1 for timeline in self.timelines.values() if not timeline.reason)
-            left += len(arrivals) - len(self.timelines)
+            self._gauges.look(now)
         return self.timelines
+
+    def report(self, slo: SLO | None = None) -> Report:
+        """The run summed up."""
+        kv = self.scheduler.moves.stats
+        moves = {"mm": self._mm_moves.sum, "kv": Moves(kv.seconds, kv.exposed_s)}
+        return report(list(self.timelines.values()), slo, self._gauges.usage(), moves)
 
     def _at(self, at: float, act: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (at, next(self._count), act))
 
     def _arrive(self, spec: RequestSpec, now: float) -> None:
         self.timelines[spec.request_id] = Timeline(now)
-        self.scheduler.add(spec, now)
+        ready = self._host.ready(spec, now) if self._host is not None else now
+        if ready > now:
+            self._at(ready, functools.partial(self._enter, spec))
+        else:
+            self._enter(spec, now)
+
+    def _enter(self, spec: RequestSpec, now: float) -> None:
+        try:
+            self.scheduler.add(spec, now)
+        except RequestError as error:
+            self._close(spec.request_id, now, error.code)
 
     def _start(self, work: Work, now: float) -> None:
         moves = isinstance(work, (MoveMM, MoveKV))
         lane = (work.source, work.instance) if isinstance(work, (MoveMM, MoveKV)) else work.instance
         seconds = self._seconds(work, self.scheduler.instances[work.instance].spec)
-        self._free_at[lane, moves] = max(self._free_at.get((lane, moves), 0.0), now) + seconds
-        self._at(self._free_at[lane, moves], lambda at: self._finish(work, at))
+        began = max(self._free_at.get((lane, moves), 0.0), now)
+        self._free_at[lane, moves] = began + seconds
+        if not moves:
+            self._gauges.ran(work.instance, seconds)
+        self._at(began + seconds, functools.partial(self._finish, work, seconds))
 
-    def _finish(self, work: Work, now: float) -> None:
-        if isinstance(work, Prefill):
-            tokens = [chunk.request_id for chunk in work.chunks if chunk.is_last]
-        else:
-            tokens = [row.request_id for row in work.sequences] if isinstance(work, Decode) else []
+    def _finish(self, work: Work, seconds: float, now: float) -> None:
+        match work:
+            case Prefill():
+                tokens = [chunk.request_id for chunk in work.chunks if chunk.is_last]
+            case Decode():
+                tokens = [row.request_id for row in work.sequences]
+            case _:
+                tokens = []
         for request_id in tokens:
             timeline = self.timelines[request_id]
-            if not timeline.reason:
-                timeline.tokens += 1
-                if timeline.tokens == 1:
-                    timeline.first_token = now
-        self._end(self.scheduler.finished(work, now), now)
+            if not timeline.reason and self.scheduler.wants(request_id):
+                timeline.token_times.append(now)
+        done = self.scheduler.finished(work, now)
+        if isinstance(work, Encode):
+            self._mm_moves.encoded(work, now)
+        elif isinstance(work, MoveMM):
+            self._mm_moves.landed(work, seconds, now, self.scheduler)
+        self._end(done, now)
 
     def _end(self, events: Iterable[Finished], now: float) -> None:
         for event in events:
-            timeline = self.timelines[event.request_id]
-            timeline.finished, timeline.reason = now, event.reason
+            self._close(event.request_id, now, event.reason)
+
+    def _close(self, request_id: str, now: float, reason: str) -> None:
+        timeline = self.timelines[request_id]
+        timeline.finished, timeline.reason = now, reason
+        self._left -= 1
 
     # ---- role switching -------------------------------------------------------------------------------------------
 
@@ -223,7 +241,7 @@ class Simulation:
         assert self._switch is not None
         plan = self._switch.plan
         ends = {place.name for place in plan.before} - {place.name for place in plan.after}
-        self.scheduler.roles.go_over(ends, [self._sizes.spec(place) for place in plan.after])
+        self.scheduler.roles.go_over(ends, [self._sizes(place) for place in plan.after])
         self._places = after_switch(self._places, plan)
         self._costs_s[plan.removes, plan.adds] = now - self._switch.began
         self.switches.append(Switched(self._switch.began, now, plan, self.mesh))

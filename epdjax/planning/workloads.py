@@ -34,6 +34,15 @@ class Ask:
     contents: tuple[Hashable, ...] = ()
 
 
+def always(value: int) -> Distribution:
+    """A number that is not random."""
+    return Distribution("always", (value,))
+
+
+QUESTION, SHORT_ANSWER, NONE = always(22), always(10), always(0)
+POISSON = Arrivals()
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """Requests that are alike.
@@ -46,9 +55,9 @@ class Kind:
     """
 
     weight: float = 1.0
-    text: Distribution = Distribution("always", (22,))
-    output: Distribution = Distribution("always", (10,))
-    items: Distribution = Distribution("always", (0,))
+    text: Distribution = QUESTION
+    output: Distribution = SHORT_ANSWER
+    items: Distribution = NONE
     media: tuple[Media, ...] = (PICTURE_4K,)
     distinct: int | None = None
 
@@ -69,7 +78,7 @@ class Workload:
     """
 
     kinds: tuple[Kind, ...]
-    arrivals: Arrivals = Arrivals()
+    arrivals: Arrivals = POISSON
     in_order: bool = False
 
     def asks(self, rate: float, count: int, seed: int = 0) -> list[Ask]:
@@ -122,11 +131,11 @@ def _spec(name: str, ask: Ask, model: ModelConfig, sizes: Sequence[int], slo_s: 
 
 
 def _pictures(count: int, output: int = 10) -> Workload:
-    return Workload((Kind(items=Distribution("always", (count,)), output=Distribution("always", (output,))),))
+    return Workload((Kind(items=always(count), output=always(output)),))
 
 
 def _frames(count: int) -> Workload:
-    return Workload((Kind(items=Distribution("always", (1,)), media=(dataclasses.replace(FRAME, frames=count),)),))
+    return Workload((Kind(items=always(1), media=(dataclasses.replace(FRAME, frames=count),)),))
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -134,12 +143,12 @@ WORKLOADS: dict[str, Workload] = {
     **{f"video-mme-{frames}": _frames(frames) for frames in (8, 16, 32, 64)},
     "nextqa": _frames(8),
     "audio-24": Workload(
-        (Kind(items=Distribution("always", (24,)), media=(Media("audio", seconds=10.0),)),),
+        (Kind(items=always(24), media=(Media("audio", seconds=10.0),)),),
     ),
     "role-switching": Workload(
         (
-            Kind(10, items=Distribution("always", (1,)), output=Distribution("always", (50,))),
-            Kind(90, items=Distribution("always", (1,)), output=Distribution("always", (500,))),
+            Kind(10, items=always(1), output=always(50)),
+            Kind(90, items=always(1), output=always(500)),
         ),
         in_order=True,
     ),
@@ -155,7 +164,7 @@ WORKLOADS: dict[str, Workload] = {
                 0.1,
                 text=Distribution("lognormal", (60, 0.8), 4),
                 output=Distribution("lognormal", (150, 0.8), 1),
-                items=Distribution("always", (1,)),
+                items=always(1),
                 media=(Media("image", 1280, 960), Media("image", 787, 444)),
             ),
         )

@@ -1,5 +1,6 @@
 """Which instance gets a request, by what each has to do and what a request would cost it."""
 
+import collections
 from collections.abc import Mapping, Sequence
 
 from epdjax.serving.ledger import Ledger
@@ -38,8 +39,11 @@ class Assigner:
         """Seconds of work for the first token of a request on a P instance: prefill of what is not cached there, and
         encoding of what is neither there nor on its way."""
         tokens = request.context - ledger.found_blocks(request) * ledger.block_size
-        spec, encoders = request.spec, self.with_role("E")
-        buckets = dict(zip(map(spec.unit_key, range(spec.units)), spec.unit_buckets or (0,) * spec.units))
-        new = [bucket for key, bucket in buckets.items() if not ledger.has_mm(key)]
-        encode = sum(min((e.times.encode_s(bucket) for e in encoders), default=0.0) for bucket in new)
+        new = collections.Counter(
+            bucket for key, (_, bucket) in request.spec.contents.items() if not ledger.has_mm(key)
+        )
+        encoders = self.with_role("E")
+        encode = sum(
+            count * min((e.times.encode_s(bucket) for e in encoders), default=0.0) for bucket, count in new.items()
+        )
         return ledger.times.prompt_s(tokens) + encode

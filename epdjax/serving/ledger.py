@@ -121,8 +121,12 @@ class Ledger:
 
     def mm_need(self, spec: RequestSpec) -> int:
         """MM blocks for all units of a request, those of equal content counted once."""
-        each = {spec.unit_key(i): tokens for i, tokens in enumerate(spec.unit_tokens)}
-        return sum(blocks_for(tokens, self.mm_block_size) for tokens in each.values())
+        return sum(blocks_for(tokens, self.mm_block_size) for tokens, _ in spec.contents.values())
+
+    def mm_new(self, spec: RequestSpec) -> int:
+        """Those of them for what is neither here nor on its way."""
+        new = (tokens for key, (tokens, _) in spec.contents.items() if not self.has_mm(key))
+        return sum(blocks_for(tokens, self.mm_block_size) for tokens in new)
 
     def reserve_mm(self, request: Request) -> list[int] | None:
         """Hold MM blocks for all units of a request: those that are here or on their way, and new ones.
@@ -134,7 +138,7 @@ class Ledger:
         keys = [spec.unit_key(i) for i in range(len(spec.unit_tokens))]
         held: list[tuple[int, ...]] = []
         blocks: dict[Hashable, tuple[int, ...]] = {}
-        for key in dict.fromkeys(keys):  # first what is here, lest making room for the rest throws it out
+        for key in spec.contents:  # first what is here, lest making room for the rest throws it out
             arrival = self.arrivals.get(key)
             if arrival is not None:
                 pool.hold(arrival.blocks)
@@ -142,7 +146,7 @@ class Ledger:
             elif (found := pool.share(key)) is not None:
                 blocks[key] = found
         held += blocks.values()
-        for key, tokens in dict(zip(keys, spec.unit_tokens)).items():
+        for key, (tokens, _) in spec.contents.items():
             if key not in blocks:
                 new = pool.take(blocks_for(tokens, self.mm_block_size))
                 if new is None:

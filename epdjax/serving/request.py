@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Hashable, Mapping
 
@@ -72,6 +73,12 @@ class RequestSpec:
     def unit_key(self, index: int) -> Hashable:
         """The key of a unit; its own where nothing is shared."""
         return self.unit_keys[index] if self.unit_keys else (self.request_id, index)
+
+    @functools.cached_property
+    def contents(self) -> dict[Hashable, tuple[int, int]]:
+        """(MM tokens, bucket) of each unit by its key, those of equal content once."""
+        buckets = self.unit_buckets or (0,) * self.units
+        return {self.unit_key(i): both for i, both in enumerate(zip(self.unit_tokens, buckets, strict=True))}
 
     def not_inside(self, end: int) -> int:
         """`end`, or the start of the whole span that it would split."""

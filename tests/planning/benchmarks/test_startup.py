@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from epdjax.planning.startup import measure_start
+from epdjax.planning.benchmarks.startup import measure_start
 from tests.models.tiny import make_tiny_checkpoint
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from epdjax.models.media import Prompt
 from epdjax.models.random_checkpoint import InternVLSize
-from epdjax.planning.bare import time_step
+from epdjax.planning.benchmarks.bare import time_step
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import default_buckets, smallest
 from epdjax.serving.content import content_keys

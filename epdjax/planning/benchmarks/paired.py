@@ -17,7 +17,7 @@ from PIL import Image
 
 from epdjax.models.presets import parameter_count
 from epdjax.models.random_checkpoint import InternVLSize
-from epdjax.planning.contestants import Contestant, Conversation, Epdjax
+from epdjax.planning.benchmarks.contestants import Contestant, Conversation, Epdjax
 
 T = TypeVar("T")
 

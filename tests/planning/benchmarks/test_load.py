@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from epdjax.planning.load import LoadReport, run
-from epdjax.planning.workload import Arrival, Mix, poisson
+from epdjax.planning.benchmarks.load import LoadReport, run
+from epdjax.planning.benchmarks.traffic import Arrival, Mix, poisson
 from epdjax.serving.llm import AsyncLLM
 from tests.models.tiny import make_tiny_checkpoint
 from tests.serving.deployments import SETTINGS

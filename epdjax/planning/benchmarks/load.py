@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from epdjax.planning.workload import Arrival
+from epdjax.planning.benchmarks.traffic import Arrival
 from epdjax.serving.audit import audit
 from epdjax.serving.errors import RequestError
 from epdjax.serving.llm import AsyncLLM

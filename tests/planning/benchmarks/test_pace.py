@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from epdjax.models.random_checkpoint import write_random_internvl
-from epdjax.planning.pace import Gaps, Layout, Pace, make_engine, measure_pace
-from tests.planning.small_models import SMALL
+from epdjax.planning.benchmarks.pace import Gaps, Layout, Pace, make_engine, measure_pace
+from tests.planning.benchmarks.small_models import SMALL
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from epdjax.planning.kv_moves import measure
+from epdjax.planning.benchmarks.kv_moves import measure
 from tests.models.tiny import make_tiny_checkpoint
 from tests.serving.deployments import make_llm
 

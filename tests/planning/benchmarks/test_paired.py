@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from epdjax.models.random_checkpoint import write_random_internvl
-from epdjax.planning.contestants import Epdjax, Transformers
-from epdjax.planning.paired import Plan, compare, matmul_flops, read_bandwidth
-from tests.planning.small_models import SMALL
+from epdjax.planning.benchmarks.contestants import Epdjax, Transformers
+from epdjax.planning.benchmarks.paired import Plan, compare, matmul_flops, read_bandwidth
+from tests.planning.benchmarks.small_models import SMALL
 from tests.serving.deployments import SETTINGS
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from epdjax import LLM
 from epdjax.models.random_checkpoint import write_random_internvl
-from epdjax.planning.bare import step_keys, time_step
-from epdjax.planning.overhead import _gc_pauses, measure_decode, measure_scheduler
-from tests.planning.small_models import SMALL
+from epdjax.planning.benchmarks.bare import step_keys, time_step
+from epdjax.planning.benchmarks.overhead import _gc_pauses, measure_decode, measure_scheduler
+from tests.planning.benchmarks.small_models import SMALL
 from tests.serving.deployments import SETTINGS
 
 

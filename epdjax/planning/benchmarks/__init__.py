@@ -1,0 +1,1 @@
+"""What this engine and its parts take, measured on the machine at hand."""

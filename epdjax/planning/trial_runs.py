@@ -1,0 +1,54 @@
+"""Trial runs: a workload on a deployment under the virtual clock, each run once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from epdjax.mesh.places import Place
+from epdjax.models.model_config import ModelConfig
+from epdjax.planning.metrics import SLO, Report
+from epdjax.planning.simulator import Seconds, Simulation
+from epdjax.planning.space import Choice
+from epdjax.planning.workloads import Ask, Workload, request_specs
+from epdjax.serving.admission import SchedulerConfig
+from epdjax.serving.ledger import InstanceSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrialRuns:
+    """Runs of one workload.
+
+    Attributes:
+        model: config of the model that is served.
+        workload: what is asked; a sequence is a trace, whose gaps are stretched to the rate.
+        slo: what requests are to meet.
+        seconds: what work takes, under a choice.
+        scheduling: limits and shapes, under a choice. sizes: of instances, likewise.
+        count: requests of a run. seed: of the workload.
+    """
+
+    model: ModelConfig
+    workload: Workload | Sequence[Ask]
+    slo: SLO
+    seconds: Callable[[Choice], Seconds]
+    scheduling: Callable[[Choice], SchedulerConfig]
+    sizes: Callable[[Choice], Callable[[Place], InstanceSpec]]
+    count: int = 200
+    seed: int = 0
+
+    @functools.cache  # noqa: B019  (runs live as long as a plan is made)
+    def __call__(self, choice: Choice, rate: float) -> Report:
+        """A choice at a rate, requests per second."""
+        config = self.scheduling(choice)
+        arrivals = request_specs(self._asks(rate), self.model, config.buckets.unit_sizes, self.slo.ttft_s)
+        simulation = Simulation(choice.mesh, config, self.sizes(choice), self.seconds(choice), irp=choice.irp)
+        simulation.run(arrivals)
+        return simulation.report(self.slo)
+
+    def _asks(self, rate: float) -> list[Ask]:
+        if isinstance(self.workload, Workload):
+            return self.workload.asks(rate, self.count, self.seed)
+        asks = list(self.workload[: self.count])
+        span = asks[-1].at_s - asks[0].at_s
+        stretch = len(asks) / rate / span if span else 0.0
+        return [dataclasses.replace(ask, at_s=(ask.at_s - asks[0].at_s) * stretch) for ask in asks]
