@@ -1,6 +1,8 @@
 """The ``epdjax`` command: sub-commands that parse arguments and call the library. ``scripts/*.py`` are the same."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 from epdjax.cli import (
@@ -16,6 +18,7 @@ from epdjax.cli import (
     eval_demo,
     load_test,
     memory_table,
+    profile,
     serve,
     train_demo,
 )
@@ -35,6 +38,7 @@ COMMANDS = {
     "bench-startup": bench_startup,
     "bench-transformers": bench_transformers,
     "load-test": load_test,
+    "profile": profile,
 }
 
 
@@ -52,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script(name: str) -> int:
     """Run a sub-command as a script of its own."""
+    # Python looks into a script's folder first, and would take scripts/profile.py for the standard library's `profile`.
+    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != folder]
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(description=command.HELP)
     command.add_arguments(parser)

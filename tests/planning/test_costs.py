@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -257,3 +259,14 @@ def test_between_points() -> None:
     fixed, slope = line([(1, 1), (3, 9)])
     assert fixed == 0 and slope == 5 / 2
     assert math.isfinite(between([(4.0, 1.0)], 1e9))
+
+
+def test_a_script_leaves_the_standard_librarys_profile_alone() -> None:
+    """Its folder, where Python looks first, has a file of that name; `cProfile` imports the library's."""
+    code = (
+        "import runpy, sys; sys.path.insert(0, 'scripts'); sys.argv = ['scripts/serve.py', '--help']\n"
+        "try: runpy.run_path('scripts/serve.py', run_name='__main__')\n"
+        "except SystemExit: import cProfile; print(cProfile.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "cProfile" in done.stdout.splitlines()[-1], done.stderr

@@ -1,14 +1,17 @@
 """Cost models: what work takes on an instance, in seconds.
 
-All are callable as the simulator's `Seconds`: `Roofline` from counted operations and bytes, `ConstantCosts` from
-published points.
+Three of them, all callable as the simulator's `Seconds`: `ProfiledCosts` from a profile of the real steps on a chip,
+`Roofline` from counted operations and bytes where there is no profile, `ConstantCosts` from published points.
 """
 
 from epdjax.planning.costs.chips import CHIPS, Chip, chip
 from epdjax.planning.costs.constants import ConstantCosts
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.links import Links
+from epdjax.planning.costs.profile import Profile
+from epdjax.planning.costs.profiled import ProfiledCosts
 from epdjax.planning.costs.roofline import Efficiency, Roofline
+from epdjax.planning.costs.timing import take_profile
 
 __all__ = [
     "CHIPS",
@@ -17,6 +20,9 @@ __all__ = [
     "Efficiency",
     "HostCosts",
     "Links",
+    "Profile",
+    "ProfiledCosts",
     "Roofline",
     "chip",
+    "take_profile",
 ]

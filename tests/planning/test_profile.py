@@ -1,0 +1,250 @@
+"""Profiles are taken of the real steps, say where they come from, and are refused where they do not belong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from epdjax.cli import main
+from epdjax.models.presets import preset
+from epdjax.models.registry import config_of, family_for
+from epdjax.planning.costs import Profile, ProfiledCosts, take_profile
+from epdjax.planning.costs.profile import (
+    ChipSeen,
+    DecodePoint,
+    EncodePoint,
+    Kind,
+    ModelSeen,
+    MovePoint,
+    Overhead,
+    PrefillPoint,
+    Settings,
+    Taken,
+    digest,
+)
+from epdjax.serving.buckets import Buckets
+from epdjax.serving.config import EngineConfig
+from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.work import Chunk, Decode, Encode, KVPart, MoveKV, MoveMM, Prefill, Sequence, Unit, UnitMove
+from tests.models.tiny import make_tiny_checkpoint, tiny_hf_config
+
+BUCKETS = Buckets(
+    units=(1, 2),
+    prefill=((1, 64), (1, 128)),
+    prefill_pages=(8, 16),
+    decode_rows=(2, 4),
+    decode_pages=(8, 16),
+    move_blocks=(4, 16),
+    unit_sizes=(10, 20),
+)
+# Made up, so that every number that comes out can be worked out by hand.
+MADE_UP = Profile(
+    taken=Taken("2030-01-01", "nowhere", "", "0", "0"),
+    chip=ChipSeen("gpu", "NVIDIA H200", 3),
+    model=ModelSeen("made-up", "internvl", "0" * 16),
+    settings=Settings("2E1P1D", True, False, "bfloat16", 16, 64, 256, (8, 16), 5),
+    buckets=BUCKETS,
+    kinds=(
+        Kind("E", 1, 2, {}, encode=(EncodePoint(1, 10, 1.0), EncodePoint(2, 10, 1.5), EncodePoint(1, 20, 2.0))),
+        Kind(
+            "P",
+            1,
+            0,
+            {},
+            prefill=(
+                PrefillPoint(1, 64, 8, 2080.0, 1.0),
+                PrefillPoint(1, 64, 8, 6176.0, 2.0),
+                PrefillPoint(1, 128, 16, 8256.0, 4.0),
+            ),
+            mm_moves=(MovePoint(8, 0.1), MovePoint(32, 0.2)),
+        ),
+        Kind(
+            "D",
+            1,
+            0,
+            {},
+            decode=(
+                DecodePoint(2, 8, 2, 1.0),
+                DecodePoint(2, 8, 256, 2.0),
+                DecodePoint(4, 8, 4, 3.0),
+                DecodePoint(4, 8, 512, 4.0),
+            ),
+            kv_moves=(MovePoint(4, 0.5), MovePoint(16, 1.0)),
+        ),
+    ),
+    overhead=Overhead(),
+)
+E = InstanceSpec("i0", "E", encode_width=2)
+P = InstanceSpec("i1", "P", kv_blocks=9, mm_blocks=9, slots=9)
+D = InstanceSpec("i2", "D", kv_blocks=9, slots=9)
+
+
+def decode(*contexts: int) -> Decode:
+    rows = (Sequence(str(i), i, context - 1, ()) for i, context in enumerate(contexts))
+    return Decode(0, "i2", tuple(rows))
+
+
+def prefill(start: int, length: int) -> Prefill:
+    return Prefill(0, "i1", (Chunk("r", start, length, False, 0, ()),))
+
+
+def encode(units: int, bucket: int = 0) -> Encode:
+    return Encode(0, "i0", tuple(Unit("r", i, bucket) for i in range(units)))
+
+
+def move_kv(blocks: int) -> MoveKV:
+    return MoveKV(0, "i1", "i2", (KVPart("r", (), tuple(range(blocks)), False, 0),))
+
+
+def test_a_bucket_takes_what_it_took() -> None:
+    costs = ProfiledCosts(MADE_UP)
+    assert costs(decode(1, 1), D) == pytest.approx(1.0) and costs(decode(128, 128), D) == pytest.approx(2.0)
+    assert costs(prefill(0, 64), P) == pytest.approx(1.0) and costs(prefill(64, 64), P) == pytest.approx(2.0)
+    assert [costs(encode(n), E) for n in (1, 2, 3, 4)] == [1.0, 1.0, 1.5, 1.5]
+    assert costs(encode(2, bucket=1), E) == 2.0
+    assert [costs(move_kv(n), D) for n in (1, 4, 5, 16)] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_context_and_padding() -> None:
+    costs = ProfiledCosts(MADE_UP)
+    assert costs(decode(65, 64), D) == pytest.approx(1.5, rel=1e-2)
+    assert costs(decode(1, 1, 1), D) == pytest.approx(3.0, rel=1e-2), "padded to four rows"
+    assert costs(prefill(32, 64), P) == pytest.approx(1.5)
+    assert costs(prefill(0, 20), P) < 1.0, "fewer pairs in the same bucket"
+
+
+def test_beyond_what_was_timed() -> None:
+    """Larger deployments: between two buckets on a straight line, and in proportion beyond the last."""
+    wider = dataclasses.replace(BUCKETS, decode_rows=(3, 8), units=(1, 4), unit_sizes=(15,), move_blocks=(10, 32))
+    costs = ProfiledCosts(MADE_UP, wider)
+    assert costs(decode(1, 1, 1), D) == pytest.approx(2.0, rel=1e-2)
+    assert costs(decode(*[1] * 8), D) == pytest.approx(6.0, rel=1e-2)
+    assert costs(decode(*[1] * 16), D) == pytest.approx(12.0, rel=1e-2), "more than any bucket"
+    assert costs(encode(2), E) == pytest.approx(1.5), "between the sizes"
+    assert costs(encode(8), E) == pytest.approx((3.0 + 8.0) / 2), "four for each device"
+    assert costs(move_kv(5), D) == pytest.approx(0.75) and costs(move_kv(30), D) == pytest.approx(2.0)
+    rows = tuple(UnitMove(Unit("r", i, 1), i, (1,)) for i in range(1, 5))
+    assert costs(MoveMM(0, "i0", "i1", 0, rows), P) == pytest.approx(0.4)
+
+
+def test_overhead_is_added() -> None:
+    plain, loaded = (
+        ProfiledCosts(dataclasses.replace(MADE_UP, overhead=some))
+        for some in (Overhead(), Overhead(encode=0.1, prefill=0.2, decode=0.3, move=0.4))
+    )
+    works = ((encode(1), E, 0.1), (prefill(0, 64), P, 0.2), (decode(5), D, 0.3), (move_kv(1), D, 0.4))
+    for work, instance, more in works:
+        assert loaded(work, instance) - plain(work, instance) == pytest.approx(more)
+
+
+def test_instances_like_one_another() -> None:
+    costs = ProfiledCosts(MADE_UP)
+    both = InstanceSpec("i5", "PD", kv_blocks=9, slots=9)
+    assert costs(prefill(0, 64), both) == costs(prefill(0, 64), P)
+    assert costs(encode(4), InstanceSpec("i6", "E", encode_width=4)) == 1.0, "one unit for each device"
+    with pytest.raises(ValueError, match=r"mesh 2E1P1D has no instance that could decode like i7 .*2 wide"):
+        costs(decode(1), InstanceSpec("i7", "D", tensor=2))
+
+
+def test_profiles_of_others_are_refused() -> None:
+    model = family_for(tiny_hf_config()).read_config(tiny_hf_config(), None)
+    profile = dataclasses.replace(MADE_UP, model=ModelSeen("tiny", "internvl", digest(model)))
+    ProfiledCosts(profile).check(model, "h200")
+    ProfiledCosts(profile).check(model, "NVIDIA H200")
+    with pytest.raises(ValueError, match="taken on NVIDIA H200, not on a100-80g"):
+        ProfiledCosts(profile).check(model, "a100-80g")
+    with pytest.raises(ValueError, match=r"the profile is of tiny .* not of this model"):
+        ProfiledCosts(profile).check(preset("InternVL2-1B")[1], "h200")
+
+
+def test_files_that_are_no_profile(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    MADE_UP.save(path)
+    assert ProfiledCosts.load(path) == ProfiledCosts(MADE_UP)
+    value = json.loads(path.read_text())
+    for change, says in (
+        ({"version": 99}, "of version 99, this epdjax reads version 1"),
+        ({"format": "novel"}, "is not a profile"),
+        ({"buckets": 3}, "damaged profile: buckets"),
+    ):
+        path.write_text(json.dumps(value | change))
+        with pytest.raises(ValueError, match=says):
+            Profile.load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="it is not JSON"):
+        Profile.load(path)
+    with pytest.raises(ValueError, match=r"cannot read the profile .*b\.json: No such file"):
+        Profile.load(tmp_path / "b.json")
+
+
+def test_an_instance_is_timed() -> None:
+    """A single one, with one step of each kind: MM tokens go from itself to itself, and KV nowhere."""
+    config = tiny_hf_config(num_layers=1)
+    config["vision_config"]["num_hidden_layers"] = 1
+    family = family_for(config)
+    model = family.read_config(config, None)
+    buckets = Buckets((2,), ((1, 32),), (4,), (2,), (4,), (4,))
+    settings = EngineConfig("tiny", "1EPD", buckets=buckets, max_model_len=64)
+    profile = take_profile(family, model, settings, name="tiny", dtype="float32", repeats=1)
+    (kind,) = profile.kinds
+    assert (kind.roles, kind.tensor, kind.encode_width) == ("EPD", 1, 1) and set(kind.attention) == set("EPD")
+    assert [(point.rows, point.size) for point in kind.encode] == [(2, 1)]
+    assert [point.pairs for point in kind.prefill] == [32 * 33 / 2, 32 * 33 / 2 + 32 * 32]
+    assert [point.context for point in kind.decode] == [2, 2 * 64]
+    assert [point.count for point in kind.mm_moves] == [8] and not kind.kv_moves
+    assert all(0 < point.seconds < 10 for point in (*kind.encode, *kind.prefill, *kind.decode, *kind.mm_moves))
+    assert profile.preprocessing is None and profile.chip.device_kind == jax.devices()[0].device_kind
+    instance = InstanceSpec("i0", "EPD", encode_width=1)
+    over = profile.overhead.encode
+    assert ProfiledCosts(profile)(encode(1), instance) == pytest.approx(kind.encode[0].seconds + over)
+
+
+@pytest.mark.slow
+def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a tiny model on virtual devices, everything busy: every step and every move of every kind of instance."""
+    folder = make_tiny_checkpoint(tmp_path / "tiny", num_layers=1)
+    settings = "--max-model-len 128 --max-chunk 64 --max-seqs 2 --max-units 2 --buckets trimmed --repeats 1 --shared"
+    path = tmp_path / "made.json"
+    assert main(["profile", "--model", str(folder), "--mesh", "2E1P1D", "-o", str(path), *settings.split()]) == 0
+    assert "written to" in capsys.readouterr().out
+    profile = Profile.load(path)
+    assert profile.settings.shared and profile.settings.mesh == "2E1P1D" and profile.settings.dtype == "float32"
+    assert profile.taken.jax == jax.__version__ and profile.model.name == "tiny"
+    assert profile.preprocessing is not None and profile.preprocessing.megapixel_s > 0
+    e, p, d = profile.kinds
+    assert (e.roles, e.encode_width, e.tensor) == ("E", 2, 1)
+    assert [(point.rows, point.size) for point in e.encode] == [(n, 1) for n in profile.buckets.units]
+    assert {point.pages for point in p.prefill} == set(profile.buckets.prefill_pages)
+    assert {point.rows for point in d.decode} == set(profile.buckets.decode_rows)
+    longest = max(profile.buckets.decode_pages) * 16
+    assert {point.context // point.rows for point in d.decode} == {1, longest}
+    assert [point.count for point in d.kv_moves] == list(profile.buckets.move_blocks)
+    assert [point.count for point in p.mm_moves] == [2 * n * 4 for n in profile.buckets.units]
+    assert not (e.mm_moves or e.kv_moves or p.kv_moves or d.mm_moves)
+    points = [*e.encode, *p.prefill, *p.mm_moves, *d.decode, *d.kv_moves]
+    assert all(0 < point.seconds < 10 for point in points)
+    costs = ProfiledCosts(profile)
+    costs.check(config_of(folder), jax.devices()[0].device_kind)
+    rows = profile.buckets.decode_rows[-1]
+    timed = next(point for point in d.decode if point.rows == rows and point.context == rows)
+    assert costs(decode(*[1] * rows), D) >= min(timed.seconds, timed.seconds + profile.overhead.decode) * 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "InternVL2-7B"], "did you mean InternVL2-"),
+        (["--mesh", "1E1P"], "no instance for decode (D)"),
+        (["--mesh", "900EPD"], "takes 900 devices"),
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["-o", "no/such/folder/a.json"], "there is no folder no/such/folder"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith("no profile: ") and says in error[0]
