@@ -137,6 +137,8 @@ def test_overhead_is_added() -> None:
     works = ((encode(1), E, 0.1), (prefill(0, 64), P, 0.2), (decode(5), D, 0.3), (move_kv(1), D, 0.4))
     for work, instance, more in works:
         assert loaded(work, instance) - plain(work, instance) == pytest.approx(more)
+    paced = ProfiledCosts(dataclasses.replace(MADE_UP, overhead=Overhead(decode_least=1.5)))
+    assert paced(decode(1, 1), D) == 1.5 and paced(decode(128, 128), D) == plain(decode(128, 128), D)
 
 
 def test_instances_like_one_another() -> None:
@@ -223,13 +225,13 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [point.count for point in d.kv_moves] == list(profile.buckets.move_blocks)
     assert [point.count for point in p.mm_moves] == [2 * n * 4 for n in profile.buckets.units]
     assert not (e.mm_moves or e.kv_moves or p.kv_moves or d.mm_moves)
+    assert 0 < profile.overhead.decode_least < 10
     points = [*e.encode, *p.prefill, *p.mm_moves, *d.decode, *d.kv_moves]
     assert all(0 < point.seconds < 10 for point in points)
     costs = ProfiledCosts(profile)
     costs.check(config_of(folder), jax.devices()[0].device_kind)
     rows = profile.buckets.decode_rows[-1]
-    timed = next(point for point in d.decode if point.rows == rows and point.context == rows)
-    assert costs(decode(*[1] * rows), D) >= min(timed.seconds, timed.seconds + profile.overhead.decode) * 0.5
+    assert costs(decode(*[1] * rows), D) >= profile.overhead.decode_least
 
 
 @pytest.mark.parametrize(

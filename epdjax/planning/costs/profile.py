@@ -82,12 +82,15 @@ class Overhead:
         encode, prefill: packing, sending and dispatching a step and noticing its end, and the scheduler.
         decode: of a step while the one before is running, as the engine has them.
         move: the scheduler's; the rest is in the moves themselves.
+        decode_least: that a decode step takes in any case, by the engine's own loop; 0 where there was no checkpoint
+            that an engine could have served.
     """
 
     encode: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
     move: float = 0.0
+    decode_least: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

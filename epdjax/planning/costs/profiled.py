@@ -118,7 +118,8 @@ class _Table:
                 found = self._decode_lines.get((rows, pages))
                 if found is None:
                     found = self._decode_lines[rows, pages] = _find(self._has(self._decode, "decode"), pages, rows)
-                return found[0] + found[1] * (sum(positions) + len(positions)) + self._over.decode
+                took = found[0] + found[1] * (sum(positions) + len(positions)) + self._over.decode
+                return max(took, self._over.decode_least)
             case Prefill():
                 return self._prefill_s(work)
             case Encode():

@@ -16,6 +16,7 @@ from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
+from epdjax.planning.costs.engine_step import engine_step_s
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
     ChipSeen,
@@ -73,7 +74,8 @@ def take_profile(
         family, model: a family and a config of it. name: what the profile calls the model.
         config: of the engine: mesh, shapes and limits.
         dtype: of weights and pools.
-        checkpoint: a folder whose processor is timed on pictures too.
+        checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves to find the
+            shortest decode step.
         shared: keep all other instances busy while one is timed. For devices that share cores, as virtual CPU devices
             do; the profile holds for this mesh alone then.
         repeats: timed calls of each step, after one that is not.
@@ -88,6 +90,7 @@ def take_profile(
     spec, devices = resolve_mesh(config.mesh)
     places = [on_devices(place, devices) for place in places_of(spec, irp=config.irp)]
     check_tensor_widths(places, model)
+    least = engine_step_s(config, checkpoint, dtype.name, repeats) if checkpoint else 0.0
     workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
     instances = _make(workshop, places if shared else _firsts(places, _kind_of))
     compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
@@ -122,7 +125,7 @@ def take_profile(
         ),
         buckets=buckets,
         kinds=tuple(kinds),
-        overhead=_overhead(firsts, repeats),
+        overhead=_overhead(firsts, repeats, least),
         preprocessing=measure_preprocessing(family, model, checkpoint, config.preprocess_threads)
         if checkpoint
         else None,
@@ -189,7 +192,7 @@ def _time(instance: Instance, instances: Sequence[Instance], repeats: int) -> Ki
     )
 
 
-def _overhead(instances: Sequence[Instance], repeats: int) -> Overhead:
+def _overhead(instances: Sequence[Instance], repeats: int, decode_least: float) -> Overhead:
     """What the host adds, on the smallest steps."""
     repeats = max(repeats, 10)
     scheduler = measure_scheduler(tuple(i.roles for i in instances), requests=60, running=16, tokens=16).step_s
@@ -203,6 +206,7 @@ def _overhead(instances: Sequence[Instance], repeats: int) -> Overhead:
         prefill=least("prefill", language_overhead) + scheduler,
         decode=least("decode", language_overhead),
         move=scheduler,
+        decode_least=decode_least,
     )
 
 
