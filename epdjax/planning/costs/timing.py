@@ -42,6 +42,7 @@ from epdjax.planning.costs.stepping import (
     mm_moves,
 )
 from epdjax.planning.overhead import measure_scheduler
+from epdjax.serving.compiles import compile_counter
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import check_tensor_widths, scheduling_for
 from epdjax.serving.instance import Instance
@@ -92,7 +93,8 @@ def take_profile(
     check_tensor_widths(places, model)
     least = engine_step_s(config, checkpoint, dtype.name, repeats) if checkpoint else 0.0
     workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
-    instances = _make(workshop, places if shared else _firsts(places, _kind_of))
+    with compile_counter().expected():  # of the weights
+        instances = _make(workshop, places if shared else _firsts(places, _kind_of))
     compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
     for instance in instances:
         instance.make_pools()
