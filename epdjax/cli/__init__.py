@@ -1,8 +1,6 @@
 """The ``epdjax`` command: sub-commands that parse arguments and call the library. ``scripts/*.py`` are the same."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from epdjax.cli import (
@@ -19,6 +17,7 @@ from epdjax.cli import (
     load_test,
     memory_table,
     profile,
+    reproduce,
     serve,
     train_demo,
 )
@@ -39,6 +38,7 @@ COMMANDS = {
     "bench-transformers": bench_transformers,
     "load-test": load_test,
     "profile": profile,
+    "reproduce": reproduce,
 }
 
 
@@ -56,9 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script(name: str) -> int:
     """Run a sub-command as a script of its own."""
-    # Python looks into a script's folder first, and would take scripts/profile.py for the standard library's `profile`.
-    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
-    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != folder]
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(description=command.HELP)
     command.add_arguments(parser)

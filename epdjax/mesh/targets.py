@@ -10,6 +10,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+from epdjax.mesh.chips import chip_of_kind, unknown_chip
+
 # Vendor facts of each chip, as XLA's GpuTargetConfigProto wants them.
 _COMMON = """
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
@@ -43,40 +45,17 @@ _GPUS = {
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 _TPU_MEMORY = {"v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30}
 
-# Dense bfloat16 products as the vendors state them, by what `jax.Device.device_kind` starts with.
-_PEAK_TFLOPS = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100 80GB": 989.0,
-    "NVIDIA H200": 989.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-}
-
-
-# Bandwidth of their memory, as the vendors state it.
-_PEAK_GBYTES = {
-    "NVIDIA A100-SXM4-80GB": 2039.0,
-    "NVIDIA H100 80GB": 3352.0,
-    "NVIDIA H200": 4800.0,
-    "TPU v5 lite": 819.0,
-    "TPU v5": 2765.0,
-    "TPU v6 lite": 1640.0,
-}
-
 
 def peak_tflops(device: jax.Device) -> float | None:
     """10¹² floating-point operations a second that a device's vendor states for bfloat16; None if it is not known."""
-    return _of_kind(_PEAK_TFLOPS, device)
+    known = chip_of_kind(device.device_kind)
+    return known.tflops if known else None
 
 
 def peak_gbytes(device: jax.Device) -> float | None:
     """10⁹ bytes a second that a device's vendor states for its memory; None if it is not known."""
-    return _of_kind(_PEAK_GBYTES, device)
-
-
-def _of_kind(figures: dict[str, float], device: jax.Device) -> float | None:
-    return next((figure for kind, figure in figures.items() if device.device_kind.startswith(kind)), None)
+    known = chip_of_kind(device.device_kind)
+    return known.gbytes if known else None
 
 
 def target_memory(chip: str) -> int:
@@ -88,14 +67,10 @@ def target_memory(chip: str) -> int:
     if chip in _TPU_MEMORY:
         return _TPU_MEMORY[chip]
     if chip not in _GPUS:
-        raise ValueError(_unknown(chip))
+        raise ValueError(unknown_chip(chip))
     match = re.search(r"device_memory_size: (\d+)", _GPUS[chip][1])
     assert match is not None, chip
     return int(match[1])
-
-
-def _unknown(chip: str) -> str:
-    return f"unknown chip {chip!r}; known: {', '.join([*_GPUS, *TPUS])}"
 
 
 def target_devices(chip: str, count: int) -> list[jax.Device]:
@@ -118,7 +93,7 @@ def target_devices(chip: str, count: int) -> list[jax.Device]:
         topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x1x{count}")
         return list(topology.devices)
     if chip not in TPUS:
-        raise ValueError(_unknown(chip))
+        raise ValueError(unknown_chip(chip))
     devices = topologies.get_topology_desc(TPUS[chip], "tpu").devices
     if count > len(devices):
         raise ValueError(f"{count} devices asked for; the slice {TPUS[chip]} has {len(devices)}")

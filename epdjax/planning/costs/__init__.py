@@ -4,7 +4,6 @@ Three of them, all callable as the simulator's `Seconds`: `ProfiledCosts` from a
 `Roofline` from counted operations and bytes where there is no profile, `ConstantCosts` from published points.
 """
 
-from epdjax.planning.costs.chips import CHIPS, Chip, chip
 from epdjax.planning.costs.constants import ConstantCosts
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.links import Links
@@ -14,8 +13,6 @@ from epdjax.planning.costs.roofline import Efficiency, Roofline
 from epdjax.planning.costs.timing import take_profile
 
 __all__ = [
-    "CHIPS",
-    "Chip",
     "ConstantCosts",
     "Efficiency",
     "HostCosts",
@@ -23,6 +20,5 @@ __all__ = [
     "Profile",
     "ProfiledCosts",
     "Roofline",
-    "chip",
     "take_profile",
 ]

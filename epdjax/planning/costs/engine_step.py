@@ -5,7 +5,7 @@ import gc
 import statistics
 from pathlib import Path
 
-from epdjax.planning.overhead import PROMPT, _run
+from epdjax.planning.benchmarks.overhead import PROMPT, _run
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.llm import LLM
 

@@ -1,8 +1,6 @@
 """What the host takes to make a request's media ready: decoding, resizing, cutting."""
 
 import dataclasses
-import heapq
-from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +29,3 @@ class HostCosts:
     def preprocess_s(self, *pixels: float) -> float:
         """Of a request with pictures of so many pixels each, while no other request is in the way."""
         return self.picture_s * len(pixels) + self.megapixel_s * sum(pixels) / 1e6
-
-    def ready(self, requests: Iterable[tuple[float, float]]) -> list[float]:
-        """When requests are ready to be served, with as many workers as there are, first come first served.
-
-        Args:
-            requests: in the order they come: (seconds at which it arrives, seconds that a worker takes for it).
-
-        Returns:
-            Seconds at which each is ready, in the same order.
-        """
-        free = [0.0] * self.workers
-        done = []
-        for arrives, takes in requests:
-            ends = arrives
-            if takes:
-                ends = max(arrives, free[0]) + takes
-                heapq.heapreplace(free, ends)
-            done.append(ends)
-        return done

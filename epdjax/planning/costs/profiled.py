@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from epdjax.planning.costs.chips import CHIPS
+from epdjax.mesh.chips import CHIPS
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.ladder import between, line, rung
 from epdjax.planning.costs.profile import Kind, Overhead, Profile, digest

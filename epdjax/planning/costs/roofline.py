@@ -9,8 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from epdjax.mesh.chips import Chip
 from epdjax.models.registry import Family
-from epdjax.planning.costs.chips import Chip
 from epdjax.planning.costs.counting import EncodeCount, LanguageCount, encode_count
 from epdjax.planning.costs.ladder import rung
 from epdjax.planning.costs.links import Links
@@ -90,7 +90,7 @@ class Roofline:
 
         Args:
             family, model: a family and a config of it.
-            chip: see `epdjax.planning.costs.chips`.
+            chip: see `epdjax.mesh.chips`.
             dtype: of weights and pools; the chip's peak is that of bfloat16 in any case.
             buckets: see the class; they also say which sizes units have.
             max_model_len: without `buckets`, the longest context, which decides the sizes of units; None: as the

@@ -16,6 +16,7 @@ from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
+from epdjax.planning.benchmarks.overhead import measure_scheduler
 from epdjax.planning.costs.engine_step import engine_step_s
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
@@ -41,7 +42,6 @@ from epdjax.planning.costs.stepping import (
     median_s,
     mm_moves,
 )
-from epdjax.planning.overhead import measure_scheduler
 from epdjax.serving.compiles import compile_counter
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import check_tensor_widths, scheduling_for

@@ -1,4 +1,4 @@
-"""Chips and their published peaks."""
+"""Chips and their published peaks. No JAX."""
 
 import dataclasses
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ class Chip:
     """A chip as its vendor describes it.
 
     Attributes:
-        name: as `epdjax.mesh.targets` has it.
+        name: as `epdjax.mesh.targets` takes it.
         device_kind: what `jax.Device.device_kind` of such a chip starts with.
         tflops: 10¹² floating-point operations a second, dense bfloat16 products.
         gbytes: 10⁹ bytes a second of its memory.
@@ -26,8 +26,8 @@ class Chip:
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("a100-80g", "NVIDIA A100", 312.0, 2039.0, 300.0),
-        Chip("h100-80g", "NVIDIA H100", 989.0, 3352.0, 450.0),
+        Chip("a100-80g", "NVIDIA A100-SXM4-80GB", 312.0, 2039.0, 300.0),
+        Chip("h100-80g", "NVIDIA H100 80GB", 989.0, 3352.0, 450.0),
         Chip("h200", "NVIDIA H200", 989.0, 4800.0, 450.0),
         Chip("v5e", "TPU v5 lite", 197.0, 819.0, 200.0),
         Chip("v5p", "TPU v5", 459.0, 2765.0, 600.0),
@@ -47,7 +47,17 @@ def chip(name: str) -> Chip:
     """
     if name in CHIPS:
         return CHIPS[name]
+    raise ValueError(unknown_chip(name))
+
+
+def unknown_chip(name: str) -> str:
+    """What to say of a chip that there is not, with the nearest that there is."""
     begun = [known for known in CHIPS if known.startswith(name.lower())]
     near = begun or get_close_matches(name.lower(), CHIPS, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown chip {name!r}; {guess}known: {', '.join(CHIPS)}")
+    return f"unknown chip {name!r}; {guess}known: {', '.join(CHIPS)}"
+
+
+def chip_of_kind(device_kind: str) -> Chip | None:
+    """The chip of a device by its `jax.Device.device_kind`; None if it is not known."""
+    return next((chip for chip in CHIPS.values() if device_kind.startswith(chip.device_kind)), None)

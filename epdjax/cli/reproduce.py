@@ -1,0 +1,83 @@
+"""``reproduce``: tables and figures of the EPD paper beside what this project makes of them."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from epdjax.planning.paper.tables import Row
+
+HELP = (
+    "The EPD paper's tables and figures: what it states, its stack simulated (calibrated on a few of its points), and "
+    "this scheduler with the same times."
+)
+TABLES = ("table1", "table4", "table5", "table6", "table7")
+FIGURES = ("figure5", "figure7", "figure8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "what",
+        nargs="+",
+        choices=("all", *TABLES, *FIGURES),
+        metavar="WHAT",
+        help=f"all, {', '.join(TABLES + FIGURES)}",
+    )
+    add("--charts", type=Path, default=Path("build"), metavar="DIR", help="where figures go (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate and print."""
+    from epdjax.planning.paper import tables
+
+    wanted = [*TABLES, *FIGURES] if "all" in arguments.what else arguments.what
+    for name in wanted:
+        if name in TABLES:
+            _table(getattr(tables, name))
+        else:
+            _figure(name, arguments.charts)
+    return 0
+
+
+def _table(rows: Callable[[], Iterable["Row"]]) -> None:
+    from epdjax.planning.paper.tables import worst_error
+
+    print(f"\n{(rows.__doc__ or '').splitlines()[0]}\n")
+    print("| | paper | its stack, simulated | error | this scheduler |")
+    print("|---|---|---|---|---|")
+    found = []
+    for row in rows():
+        found.append(row)
+        ours = "" if row.ours is None else f"{row.ours:.3g}"
+        error = "fitted" if row.fitted else f"{row.error:+.0%}"
+        print(f"| {row.what} | {row.paper:.3g} | {row.as_paper:.3g} | {error} | {ours} |", flush=True)
+    print(f"\nlargest error of what was not fitted: {worst_error(found):.0%}")
+
+
+def _figure(name: str, folder: Path) -> None:
+    from epdjax.planning.charts import attainment_chart
+    from epdjax.planning.paper.attainment import by_frames, by_pictures
+
+    curves = {
+        "figure5": (
+            "MiniCPM-V 2.6, four 4K pictures",
+            lambda: by_pictures(4, (0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
+        ),
+        "figure7": ("NextQA, 8 frames", lambda: by_frames(8, (1.0, 4.0, 8.0, 10.0, 12.0, 15.0, 20.0))),
+        "figure8": ("Video-MME, 64 frames", lambda: by_frames(64, (0.25, 0.5, 1.0, 1.5, 2.0, 2.5))),
+    }
+    title, make = curves[name]
+    points = {curve.system: curve.points for curve in make()}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    attainment_chart(path, points, title)
+    print(f"\n{title}: share of requests within the SLO, by requests per second ({path})\n")
+    rates = [rate for rate, _ in next(iter(points.values()))]
+    print(f"| | {' | '.join(f'{rate:g}' for rate in rates)} |")
+    print(f"|---|{'---|' * len(rates)}")
+    for system, values in points.items():
+        print(f"| {system} | {' | '.join(f'{share:.2f}' for _, share in values)} |")
+    print(file=sys.stderr)

@@ -1,8 +1,0 @@
-"""What a model's steps take on these devices: ``python scripts/profile.py --model InternVL2-1B --mesh 1E1P1D``."""
-
-import sys
-
-from epdjax.cli import script
-
-if __name__ == "__main__":
-    sys.exit(script("profile"))
