@@ -16,6 +16,7 @@ from epdjax.cli import (
     eval_demo,
     load_test,
     memory_table,
+    plan,
     profile,
     reproduce,
     serve,
@@ -37,6 +38,7 @@ COMMANDS = {
     "bench-startup": bench_startup,
     "bench-transformers": bench_transformers,
     "load-test": load_test,
+    "plan": plan,
     "profile": profile,
     "reproduce": reproduce,
 }

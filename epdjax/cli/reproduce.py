@@ -19,13 +19,8 @@ FIGURES = ("figure5", "figure7", "figure8")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "what",
-        nargs="+",
-        choices=("all", *TABLES, *FIGURES),
-        metavar="WHAT",
-        help=f"all, {', '.join(TABLES + FIGURES)}",
-    )
+    names = ", ".join(TABLES + FIGURES)
+    add("what", nargs="+", choices=("all", *TABLES, *FIGURES), metavar="WHAT", help=f"all, {names}")
     add("--charts", type=Path, default=Path("build"), metavar="DIR", help="where figures go (default: %(default)s)")
 
 

@@ -10,7 +10,9 @@ from epdjax.mesh.spec import MeshSpec
 from epdjax.mesh.targets import target_devices, target_memory
 from epdjax.models.registry import Family
 from epdjax.planning.space import Choice
+from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.config import EngineConfig
+from epdjax.serving.deployment import scheduling_for
 from epdjax.serving.footprint import shaped_instance
 from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
@@ -42,6 +44,10 @@ class Capacity:
     def config(self, choice: Choice) -> EngineConfig:
         """The engine's settings under a choice."""
         return dataclasses.replace(self.base, mesh=choice.mesh, **choice.settings)
+
+    def scheduling(self, choice: Choice) -> SchedulerConfig:
+        """Limits and shapes under a choice."""
+        return scheduling_for(self.config(choice), self.model)
 
     def sizes(self, choice: Choice) -> Callable[[Place], InstanceSpec]:
         """What an instance on each place of a choice would hold.

@@ -91,8 +91,8 @@ def jobs_of(instance: Instance, instances: Iterable[Instance]) -> list[Job]:
     if instance.performs("E"):
         jobs += [build.encode(rows * instance.submesh.width, size) for size, rows in _unit_shapes(instance)]
     if instance.performs("P"):
-        # An instance that encodes keeps its own units; others get them from every encoder.
-        senders = [instance] if instance.performs("E") else [i for i in instances if i.performs("E")]
+        # Also one that encodes for itself: what others have encoded for it may land when it has just begun to.
+        senders = [i for i in instances if i.performs("E")]
         for pieces in sorted({sender.submesh.width for sender in senders}):
             shapes = {(rows, instance.model.unit_tokens(size)) for size, rows in _unit_shapes(instance)}
             jobs += [build.land_mm(pieces, rows, tokens) for rows, tokens in sorted(shapes)]

@@ -122,6 +122,12 @@ def test_every_kind_of_switch_under_load(llm: LLM, expected: list[tuple[int, ...
     assert crowd.answers > 4 * len(steps)
 
 
+def test_what_others_encoded_can_land_on_one_that_has_come_to_encode(llm: LLM) -> None:
+    llm.switch_roles("i1", "EP")
+    pieces = {key[1][0] for key in llm.deployment.instances["i1"].programs if key[0] == "land_mm"}
+    assert pieces == {1, 2}
+
+
 def test_a_second_switch_there_and_back_compiles_nothing(llm: LLM) -> None:
     for roles in "DP":
         llm.switch_roles("i1", roles)

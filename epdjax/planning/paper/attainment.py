@@ -1,4 +1,4 @@
-"""The EPD paper's curves of SLO attainment against rate (its figures 5, 7, 8 and 11), simulated with its stack's times."""
+"""The EPD paper's curves of SLO attainment against rate (its figures 5, 7 and 8), simulated with its stack's times."""
 
 import dataclasses
 import statistics
