@@ -15,7 +15,7 @@ from epdjax.cli import (
     bench_transformers,
     eval_demo,
     load_test,
-    memory_table,
+    plan_memory,
     serve,
     train_demo,
 )
@@ -24,7 +24,7 @@ COMMANDS = {
     "serve": serve,
     "train-demo": train_demo,
     "eval-demo": eval_demo,
-    "memory-table": memory_table,
+    "plan-memory": plan_memory,
     "bench-attention": bench_attention,
     "bench-cache": bench_cache,
     "bench-encode": bench_encode,
