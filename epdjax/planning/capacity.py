@@ -70,6 +70,9 @@ class Capacity:
         instance = self._instance(config, roles, tensor)
         budget = target_memory(self.chip) * config.memory_share
         weights = sum(_bytes(leaf) for _, leaves in instance.parts.values() for leaf in leaves)
+        if weights > budget:  # no need to compile
+            short = (weights - budget) / 2**30
+            raise DoesNotFit(f"weights of {roles} over {tensor} devices of {self.chip} are {short:.1f} GiB too large")
         steps = max(self._step(config, role, tensor) for role in roles)
         beside = steps + mm_pool_bytes(instance) + slot_bytes(instance)
         if not set(roles) & set("PD"):

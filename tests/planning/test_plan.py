@@ -14,7 +14,7 @@ SMALL = ["--evaluations", "6", "--requests", "20", "--max-units", "8", "--max-ch
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["MiniCPM-V-2.7"], "did you mean MiniCPM-V-2.6"),
+        (["MiniCPM-V-2.7"], "did you mean 'MiniCPM-V-2.6'"),
         (["MiniCPM-V-2.6", "--chip", "h100"], "did you mean 'h100-80g'"),
         (["MiniCPM-V-2.6", "--workload", "picture-4"], "did you mean 'pictures-4'"),
         (["MiniCPM-V-2.6", "--slo", "fast"], "such as 2.6/0.04"),
@@ -43,8 +43,7 @@ def test_a_plan_for_a_chip_that_is_not_here(tmp_path, capsys: pytest.CaptureFixt
 
 @pytest.mark.deviceless
 def test_what_does_not_fit() -> None:
-    family, model = preset("InternVL2-26B")
-    base = EngineConfig(model="preset", max_model_len=2048)
-    capacity = Capacity(family, model, base, "v5e")
-    with pytest.raises(DoesNotFit, match="of v5e"):
-        capacity.sizes(Choice("1E1P1D", max_units=2, max_chunk=256, max_seqs=4))
+    family, model = preset("Qwen2.5-VL-72B")
+    capacity = Capacity(family, model, EngineConfig(model="preset", max_model_len=2048), "a100-80g")
+    with pytest.raises(DoesNotFit, match="weights of P over 1 devices of a100-80g are .* GiB too large"):
+        capacity.sizes(Choice("1E1P1D"))
