@@ -205,11 +205,11 @@ def test_the_command_prints_a_plan(folder: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.deviceless
 def test_a_published_model_on_a_chip_that_is_not_here() -> None:
-    model = PlannedModel.of("internvl2-1b")
-    chip = Chip("a100-80g", target_memory("a100-80g"), lambda count: target_devices("a100-80g", count))
-    config = EngineConfig("planned", max_units=2)
-    picture = picture_of(model.config, Media())
-    encoder, whole = plan_mesh(model, MeshSpec.parse("2E1EPD"), chip, config, picture, 32)
-    assert encoder.memory.weights < whole.memory.weights and encoder.memory.kv_pool == 0
-    assert encoder.limits.units and whole.limits.units and encoder.limits.units >= whole.limits.units > 100
-    assert whole.limits.pictures == (32768 - 32) // (13 * 256) and whole.limits.pictures_bound == CONTEXT
+    """A whole device for an encoder: the largest step that was found fits, and one a little larger would not."""
+    model, chip, config = PlannedModel.of("internvl2-1b"), "a100-80g", EngineConfig("planned", max_units=2)
+    there, budget = StepSizes(model, target_devices(chip, 1)), int(target_memory(chip) * config.memory_share)
+    encoder = instance_memory(there, Group(1, "E"), config, budget)
+    found = limits(there, encoder, config, picture_of(model.config, Media()), 32)
+    assert found.units and found.units > 1000 and len(there.compiled) < 10
+    assert there.encode(found.units, 1) + encoder.weights < budget
+    assert there.encode(2 * found.units, 1) + encoder.weights > budget
