@@ -33,6 +33,12 @@ def suggested(space: Space, evaluations: int, seed: int, value: Callable[[Choice
             if choice not in worth and len(worth) < most:
                 worth[choice] = value(choice)
                 yield choice
+    for choice in space:  # small spaces: no more neighbours, but room for more
+        if len(worth) == most:
+            return
+        if choice not in worth:
+            worth[choice] = value(choice)
+            yield choice
 
 
 def _asked(

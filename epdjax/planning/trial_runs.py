@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 from epdjax.mesh.places import Place
@@ -12,6 +13,9 @@ from epdjax.planning.space import Choice
 from epdjax.planning.workloads import Ask, Workload, request_specs
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.ledger import InstanceSpec
+
+LASTING = 10  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
+MOST_REQUESTS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +28,8 @@ class TrialRuns:
         slo: what requests are to meet.
         seconds: what work takes, under a choice.
         scheduling: limits and shapes, under a choice. sizes: of instances, likewise.
-        count: requests of a run. seed: of the workload.
+        count: requests of a run, at least; at high rates as many more as it takes for a queue to build up.
+        seed: of the workload.
     """
 
     model: ModelConfig
@@ -46,9 +51,11 @@ class TrialRuns:
         return simulation.report(self.slo)
 
     def _asks(self, rate: float) -> list[Ask]:
+        lasting = math.ceil(rate * LASTING * self.slo.ttft_s)
+        count = max(self.count, min(lasting, MOST_REQUESTS))
         if isinstance(self.workload, Workload):
-            return self.workload.asks(rate, self.count, self.seed)
-        asks = list(self.workload[: self.count])
+            return self.workload.asks(rate, count, self.seed)
+        asks = list(self.workload[:count])
         span = asks[-1].at_s - asks[0].at_s
         stretch = len(asks) / rate / span if span else 0.0
         return [dataclasses.replace(ask, at_s=(ask.at_s - asks[0].at_s) * stretch) for ask in asks]

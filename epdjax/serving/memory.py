@@ -97,7 +97,10 @@ def largest_steps(instance: Instance) -> dict[str, int]:
     largest: dict[str, Job] = {}
     for job in jobs_of(instance, [instance]):
         if job.key[0] in ("encode", "prefill", "decode"):
-            largest[job.key[0]] = job  # buckets come in ascending order
+            before = largest.get(job.key[0])
+            # Units times their size, rows times tokens times pages: the smallest units come in the largest numbers.
+            if before is None or prod(job.key[1]) >= prod(before.key[1]):
+                largest[job.key[0]] = job
     compile_all(list(largest.values()), {})
     sizes = {}
     for step, job in largest.items():
