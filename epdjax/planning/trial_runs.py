@@ -14,8 +14,8 @@ from epdjax.planning.workloads import Ask, Workload, request_specs
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.ledger import InstanceSpec
 
-LASTING = 10  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
-MOST_REQUESTS = 1000
+LASTING = 4  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
+MOST_REQUESTS = 400
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
