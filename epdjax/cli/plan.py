@@ -99,7 +99,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     baselines = {name: allocator.score(choice) for name, choice in _baselines(plan.best.choice).items()}
     print("\non as many devices:")
     for name, score in baselines.items():
-        print(f"  {name}: {score.why or f'{score.metric:.3g}'}")
+        print(f"  {name}: {score.why or _shown(arguments, score.metric)}")
     if arguments.chart:
         choices = {name: score.choice for name, score in baselines.items() if not score.why}
         _draw(arguments, {f"chosen: {plan.best.choice.mesh}": plan.best.choice, **choices}, runs, plan.best.metric)
@@ -159,17 +159,22 @@ def _baselines(best: "Choice") -> dict[str, "Choice"]:
 
 def _print(arguments: argparse.Namespace, plan: "Plan", space: "Space") -> None:
     best, second = plan.best, plan.runner_up
-    unit = "requests/s" if arguments.objective == "goodput" else arguments.objective
     looked = sum(not score.why for score in plan.scores)
     print(f"{looked} of {len(space)} deployments simulated, {len(plan.scores) - looked} do not fit")
-    print(f"best: {best.choice.mesh}, {best.metric:.3g} {unit}")
+    print(f"best: {best.choice.mesh}, {_shown(arguments, best.metric)}")
     if second is not None:
         behind = (best.value - second.value) / abs(best.value) if best.value else 0.0
-        print(f"next: {second.choice.mesh}, {second.metric:.3g} {unit}, {behind:.1%} behind")
+        print(f"next: {second.choice.mesh}, {_shown(arguments, second.metric)}, {behind:.1%} behind")
     for name, loss in sorted(plan.sensitivity().items(), key=lambda item: -item[1]):
         print(f"  another {name.replace('_', ' ')}: {loss:.1%} worse at best")
     model_len = f" --max-model-len {arguments.max_model_len}" if arguments.max_model_len else ""
     print(f"\npython scripts/serve.py --model {arguments.model} {best.choice.flags}{model_len}")
+
+
+def _shown(arguments: argparse.Namespace, metric: float) -> str:
+    """A figure as it is read; to the search less time is more."""
+    units = {"goodput": "requests/s", "throughput": "tokens/s", "attainment": "of the requests within the SLO"}
+    return f"{abs(metric):.3g} {units.get(arguments.objective, f's {arguments.objective}')}"
 
 
 def _draw(arguments: argparse.Namespace, choices: dict[str, "Choice"], runs: "TrialRuns", goodput: float) -> None:

@@ -1,14 +1,18 @@
 """The plan command: a search over real capacities, and what it says to a mistake."""
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from epdjax.cli import main
 from epdjax.models.presets import preset
 from epdjax.planning.capacity import Capacity, DoesNotFit
+from epdjax.planning.charts import attainment_chart
 from epdjax.planning.space import Choice
 from epdjax.serving.config import EngineConfig
 
-SMALL = ["--evaluations", "6", "--requests", "20", "--max-units", "8", "--max-chunk", "512", "--max-seqs", "16"]
+SMALL = ["--requests", "20", "--max-model-len", "4096", "--max-units", "4", "--max-chunk", "128", "--max-seqs", "4"]
 
 
 @pytest.mark.parametrize(
@@ -30,15 +34,21 @@ def test_mistakes_are_named(words: list[str], why: str, capsys: pytest.CaptureFi
     assert error.startswith("no plan: ") and why in error
 
 
+def test_a_chart_is_drawn(tmp_path: Path) -> None:
+    curves = {"chosen": [(1.0, 1.0), (2.0, 0.4)], "monoliths": [(2.0, 0.2), (1.0, 0.9)]}
+    attainment_chart(tmp_path / "chart.png", curves, "a model")
+    width, height = Image.open(tmp_path / "chart.png").size
+    assert width > height > 100
+
+
 @pytest.mark.deviceless
-def test_a_plan_for_a_chip_that_is_not_here(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    chart = tmp_path / "chart.png"
-    words = ["InternVL2-1B", "--devices", "3", "--workload", "pictures-2", "--slo", "1.0/0.05", *SMALL]
-    assert main(["plan", *words, "--chart", str(chart)]) == 0
+def test_a_plan_for_a_chip_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["InternVL2-1B", "--devices", "3", "--workload", "pictures-1", "--objective", "ttft", "--rate", "1"]
+    assert main(["plan", *words, *SMALL]) == 0
     out = capsys.readouterr().out
-    assert "6 of 6 deployments simulated, 0 do not fit" in out
+    assert "8 of 8 deployments simulated, 0 do not fit" in out
     assert "python scripts/serve.py --model InternVL2-1B --mesh " in out
-    assert "monoliths (3EPD)" in out and chart.stat().st_size > 1000
+    assert "monoliths (3EPD): 0." in out and "s ttft" in out
 
 
 @pytest.mark.deviceless
