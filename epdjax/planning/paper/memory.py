@@ -306,11 +306,11 @@ def _case(resolution: tuple[int, int]) -> str:
     return f"{resolution[0]}x{resolution[1]}"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table."""
-    lines = ["| table | model | case | split | way | paper | ours | bound | memory alone |", f"|{'---|' * 9}"]
-    for row in rows:
-        cells = [row.paper, row.ours, row.bound, row.memory_alone]
-        said = ("" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        lines.append(f"| {row.table} | {row.model} | {row.case} | {row.split} | {row.way} | {' | '.join(said)} |")
-    return "\n".join(lines)
+HEADER = "| table | model | case | split | way | paper | ours | bound | memory alone |\n" + "|---" * 9 + "|"
+
+
+def markdown(row: Row) -> str:
+    """A row as a line of a table under `HEADER`."""
+    cells = [row.paper, row.ours, row.bound, row.memory_alone]
+    said = ("" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+    return f"| {row.table} | {row.model} | {row.case} | {row.split} | {row.way} | {' | '.join(said)} |"
