@@ -55,7 +55,10 @@ class Capacity:
         Raises:
             DoesNotFit: some instance does not hold its weights, its steps or one sequence of full length.
         """
-        kinds = {(place.roles, place.tensor) for place in places_of(MeshSpec.parse(choice.mesh), irp=choice.irp)}
+        places = places_of(MeshSpec.parse(choice.mesh), irp=choice.irp)
+        kinds = sorted({(place.roles, place.tensor) for place in places})
+        for roles, tensor in kinds:  # before anything is compiled
+            self._check_weights(choice, roles, tensor)
         held = {kind: self._spec(choice, *kind) for kind in kinds}
 
         def spec(place: Place) -> InstanceSpec:
@@ -65,14 +68,21 @@ class Capacity:
 
         return spec
 
+    def _check_weights(self, choice: Choice, roles: str, tensor: int) -> None:
+        config = self.config(choice)
+        over = _weights(self._instance(config, roles, tensor)) - self._budget(config)
+        if over > 0:
+            raise DoesNotFit(
+                f"weights of {roles} over {tensor} devices of {self.chip} are {over / 2**30:.1f} GiB too large"
+            )
+
+    def _budget(self, config: EngineConfig) -> float:
+        return target_memory(self.chip) * config.memory_share
+
     def _spec(self, choice: Choice, roles: str, tensor: int) -> InstanceSpec:
         config = self.config(choice)
         instance = self._instance(config, roles, tensor)
-        budget = target_memory(self.chip) * config.memory_share
-        weights = sum(_bytes(leaf) for _, leaves in instance.parts.values() for leaf in leaves)
-        if weights > budget:  # no need to compile
-            short = (weights - budget) / 2**30
-            raise DoesNotFit(f"weights of {roles} over {tensor} devices of {self.chip} are {short:.1f} GiB too large")
+        budget, weights = self._budget(config), _weights(instance)
         steps = max(self._step(config, role, tensor) for role in roles)
         beside = steps + mm_pool_bytes(instance) + slot_bytes(instance)
         if not set(roles) & set("PD"):
@@ -103,6 +113,10 @@ class Capacity:
         config = dataclasses.replace(self.base, **changes)
         instance = self._instance(config, role, 1 if role == "E" else tensor)
         return largest_steps(instance)[STAGE[role]]
+
+
+def _weights(instance: Instance) -> int:
+    return sum(_bytes(leaf) for _, leaves in instance.parts.values() for leaf in leaves)
 
 
 def _bytes(leaf: Any) -> int:

@@ -55,5 +55,5 @@ def test_a_plan_for_a_chip_that_is_not_here(capsys: pytest.CaptureFixture[str]) 
 def test_what_does_not_fit() -> None:
     family, model = preset("Qwen2.5-VL-72B")
     capacity = Capacity(family, model, EngineConfig(model="preset", max_model_len=2048), "a100-80g")
-    with pytest.raises(DoesNotFit, match="weights of P over 1 devices of a100-80g are"):
+    with pytest.raises(DoesNotFit, match="weights of D over 1 devices of a100-80g are"):
         capacity.sizes(Choice("1E1P1D"))
