@@ -25,7 +25,7 @@ class DoesNotFit(ValueError):
     """A choice that the memory of the chip does not hold; the message says what is short."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Capacity:
     """Sizes of instances of a model on a chip.
 
@@ -57,28 +57,31 @@ class Capacity:
         """
         places = places_of(MeshSpec.parse(choice.mesh), irp=choice.irp)
         kinds = sorted({(place.roles, place.tensor) for place in places})
+        alike = dataclasses.replace(choice, mesh="1EPD")  # what an instance holds does not depend on the others
         for roles, tensor in kinds:  # before anything is compiled
-            self._check_weights(choice, roles, tensor)
-        held = {kind: self._spec(choice, *kind) for kind in kinds}
+            if over := self._too_large(alike, roles, tensor):
+                raise DoesNotFit(over)
+        held = {kind: self._spec(alike, *kind) for kind in kinds}
 
         def spec(place: Place) -> InstanceSpec:
             width = len(place.devices) if place.roles == "E" else 1
-            made = held.get((place.roles, place.tensor)) or self._spec(choice, place.roles, place.tensor)
+            made = held.get((place.roles, place.tensor)) or self._spec(alike, place.roles, place.tensor)
             return dataclasses.replace(made, name=place.name, encode_width=width if "E" in place.roles else 0)
 
         return spec
 
-    def _check_weights(self, choice: Choice, roles: str, tensor: int) -> None:
+    @functools.cache  # noqa: B019  (a capacity lives as long as a plan is made)
+    def _too_large(self, choice: Choice, roles: str, tensor: int) -> str:
+        """By how much weights alone are too large; empty where they are not."""
         config = self.config(choice)
         over = _weights(self._instance(config, roles, tensor)) - self._budget(config)
-        if over > 0:
-            raise DoesNotFit(
-                f"weights of {roles} over {tensor} devices of {self.chip} are {over / 2**30:.1f} GiB too large"
-            )
+        what = f"weights of {roles} over {tensor} devices of {self.chip}"
+        return f"{what} are {over / 2**30:.1f} GiB too large" if over > 0 else ""
 
     def _budget(self, config: EngineConfig) -> float:
         return target_memory(self.chip) * config.memory_share
 
+    @functools.cache  # noqa: B019
     def _spec(self, choice: Choice, roles: str, tensor: int) -> InstanceSpec:
         config = self.config(choice)
         instance = self._instance(config, roles, tensor)
@@ -107,7 +110,7 @@ class Capacity:
         own = {"E": ("max_units",), "P": ("max_chunk", "max_seqs"), "D": ("max_seqs",)}[role]
         return self._compiled(role, tensor, tuple((name, getattr(config, name)) for name in own))
 
-    @functools.cache  # noqa: B019  (a capacity lives as long as a plan is made)
+    @functools.cache  # noqa: B019
     def _compiled(self, role: str, tensor: int, settings: tuple[tuple[str, int], ...]) -> int:
         changes: dict[str, Any] = dict(settings)
         config = dataclasses.replace(self.base, **changes)
