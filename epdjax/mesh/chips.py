@@ -1,7 +1,8 @@
 """Chips and their published peaks. No JAX."""
 
 import dataclasses
-from difflib import get_close_matches
+
+from epdjax.nearest import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,7 @@ def chip(name: str) -> Chip:
 
 def unknown_chip(name: str) -> str:
     """What to say of a chip that there is not, with the nearest that there is."""
-    begun = [known for known in CHIPS if known.startswith(name.lower())]
-    near = begun or get_close_matches(name.lower(), CHIPS, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown chip {name!r}; {guess}known: {', '.join(CHIPS)}"
+    return f"unknown chip {name!r}; {nearest(name, CHIPS)}"
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:

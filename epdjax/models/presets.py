@@ -11,6 +11,7 @@ from flax import nnx
 
 from epdjax.models.preset_configs import PRESETS
 from epdjax.models.registry import Family, abstract_part, family_for
+from epdjax.nearest import nearest
 
 __all__ = ["PRESETS", "parameter_count", "preset"]
 
@@ -22,11 +23,11 @@ def preset(name: str) -> tuple[Family, Any]:
         name: one of `PRESETS`, in any case.
 
     Raises:
-        ValueError: no such preset; the message lists those known.
+        ValueError: no such preset; the message has the nearest and all there are.
     """
     found = {known.lower(): known for known in PRESETS}.get(name.lower())
     if found is None:
-        raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name!r}; {nearest(name, PRESETS)}")
     known = PRESETS[found]
     family = family_for(known.hf_config)
     return family, family.read_config(known.hf_config, known.preprocessor)

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from epdjax.mesh import chips
 from epdjax.mesh.devices import InstanceMesh, resolve_mesh
 from epdjax.mesh.sharding import Submesh
 from epdjax.mesh.spec import Group, MeshSpec
 from epdjax.mesh.targets import TPUS, target_devices, target_memory
 from epdjax.models.presets import PRESETS, preset
 from epdjax.models.registry import Family, config_of, dtype_of, family_of
+from epdjax.nearest import nearest
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
@@ -35,7 +36,7 @@ from epdjax.serving.workshop import Parts, Workshop
 log = logging.getLogger(__name__)
 
 HERE = "here"
-CHIPS = ("a100-80g", "h100-80g", "h200", *TPUS, HERE)
+CHIPS = (*chips.CHIPS, HERE)
 GIB = 2**30
 
 
@@ -67,7 +68,7 @@ class PlannedModel:
             own = dtype_of(name) if dtype == "auto" else jnp.dtype(dtype)
             return cls(name, family_of(name), config_of(name), own)
         if name.lower() not in (known.lower() for known in PRESETS):
-            raise ValueError(f"{name!r} is no folder and no preset: {_near(name, list(PRESETS))}")
+            raise ValueError(f"{name!r} is no folder and no preset; {nearest(name, PRESETS)}")
         family, config = preset(name)
         return cls(name, family, config, jnp.dtype("bfloat16" if dtype == "auto" else dtype))
 
@@ -95,7 +96,7 @@ class Chip:
             ValueError: an unknown chip (the nearest is named), or fewer devices here than the mesh takes.
         """
         if name not in CHIPS:
-            raise ValueError(f"unknown chip {name!r}: {_near(name, CHIPS)}")
+            raise ValueError(f"unknown chip {name!r}; {nearest(name, CHIPS)}")
         if name != HERE:
             return cls(name, target_memory(name), lambda count: _absent(name, count))
         _, devices = resolve_mesh(str(mesh))
@@ -111,13 +112,6 @@ def _absent(name: str, count: int) -> list[jax.Device]:
         extra = "tpu" if name in TPUS else "cuda12"
         reason = str(error).splitlines()[0]
         raise ValueError(f"there is no compiler for {name} here, install the {extra} extra: {reason}") from None
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    lower = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
-    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
-    return f"{hint}There are {', '.join(known)}"
 
 
 class StepSizes:

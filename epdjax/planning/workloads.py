@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Hashable, Sequence
-from difflib import get_close_matches
 
 from epdjax.models.model_config import ModelConfig
+from epdjax.nearest import nearest
 from epdjax.planning.arrivals import Arrivals
 from epdjax.planning.distributions import Distribution
 from epdjax.planning.media_sizes import Media, unit_shapes
@@ -182,7 +182,5 @@ def workload(name: str) -> Workload:
     """
     found = WORKLOADS.get(name)
     if found is None:
-        near = get_close_matches(name, WORKLOADS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no workload {name!r}: {hint}there are {', '.join(WORKLOADS)}")
+        raise ValueError(f"no workload {name!r}; {nearest(name, WORKLOADS)}")
     return found
