@@ -1,24 +1,21 @@
-"""What instances of a deployment would hold on a chip: the compiler's word for the steps, shapes for the rest."""
+"""What instances of a deployment would hold on a chip, for every choice of a space; see `memory`."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from epdjax.mesh.places import Place, places_of
-from epdjax.mesh.spec import MeshSpec
-from epdjax.mesh.targets import target_devices, target_memory
+from epdjax.mesh.spec import Group, MeshSpec
 from epdjax.models.registry import Family
+from epdjax.planning.memory import Chip, PlannedModel, StepSizes, instance_memory, instance_spec
 from epdjax.planning.space import Choice
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import scheduling_for
-from epdjax.serving.footprint import shaped_instance
-from epdjax.serving.instance import Instance
 from epdjax.serving.ledger import InstanceSpec
-from epdjax.serving.memory import block_bytes, fit, largest_steps, mm_pool_bytes, slot_bytes
-
-STAGE = {"E": "encode", "P": "prefill", "D": "decode"}
 
 
 class DoesNotFit(ValueError):
@@ -32,7 +29,7 @@ class Capacity:
     Attributes:
         family, model: of the model. dtype: of weights and pools.
         base: settings that all choices share (`max_model_len`, `memory_share` and the like).
-        chip: see `target_devices`; its memory is what counts.
+        chip: see `memory.Chip`.
     """
 
     family: Family
@@ -73,57 +70,29 @@ class Capacity:
     @functools.cache  # noqa: B019  (a capacity lives as long as a plan is made)
     def _too_large(self, choice: Choice, roles: str, tensor: int) -> str:
         """By how much weights alone are too large; empty where they are not."""
-        config = self.config(choice)
-        over = _weights(self._instance(config, roles, tensor)) - self._budget(config)
+        over = self._steps(tensor).weights(roles) - self._budget(self.config(choice))
         what = f"weights of {roles} over {tensor} devices of {self.chip}"
         return f"{what} are {over / 2**30:.1f} GiB too large" if over > 0 else ""
 
-    def _budget(self, config: EngineConfig) -> float:
-        return target_memory(self.chip) * config.memory_share
-
     @functools.cache  # noqa: B019
     def _spec(self, choice: Choice, roles: str, tensor: int) -> InstanceSpec:
-        config = self.config(choice)
-        instance = self._instance(config, roles, tensor)
-        budget, weights = self._budget(config), _weights(instance)
-        steps = max(self._step(config, role, tensor) for role in roles)
-        beside = steps + mm_pool_bytes(instance) + slot_bytes(instance)
-        if not set(roles) & set("PD"):
-            if weights + beside > budget:
-                raise DoesNotFit(f"{roles} is {(weights + beside - budget) / 2**30:.1f} GiB short on {self.chip}")
-            return instance.spec
-        pages = -(-instance.longest // instance.block_size)
-        most = pages * instance.buckets.decode_rows[-1]
+        config, steps = self.config(choice), self._steps(tensor)
         try:
-            blocks = fit(budget - weights, beside, block_bytes(instance), least=pages, most=most)
+            memory = instance_memory(steps, Group(1, roles, tensor), config, self._budget(config))
         except ValueError as error:
             raise DoesNotFit(f"{roles} over {tensor} devices of {self.chip}: {error}") from error
-        return dataclasses.replace(instance.spec, kv_blocks=blocks)
-
-    def _instance(self, config: EngineConfig, roles: str, tensor: int) -> Instance:
-        devices = target_devices(self.chip, tensor)
-        return shaped_instance(self.family, self.model, roles, devices, config, self.dtype)
-
-    def _step(self, config: EngineConfig, role: str, tensor: int) -> int:
-        """Bytes of the largest step of a stage. What that stage does not depend on is left at its default, so that
-        each program is compiled once for all choices."""
-        own = {"E": ("max_units",), "P": ("max_chunk", "max_seqs"), "D": ("max_seqs",)}[role]
-        return self._compiled(role, tensor, tuple((name, getattr(config, name)) for name in own))
+        made = instance_spec(steps, roles, config, self.scheduling(choice))
+        return dataclasses.replace(made, kv_blocks=memory.kv_blocks)
 
     @functools.cache  # noqa: B019
-    def _compiled(self, role: str, tensor: int, settings: tuple[tuple[str, int], ...]) -> int:
-        changes: dict[str, Any] = dict(settings)
-        config = dataclasses.replace(self.base, **changes)
-        instance = self._instance(config, role, 1 if role == "E" else tensor)
-        return largest_steps(instance)[STAGE[role]]
+    def _steps(self, tensor: int) -> StepSizes:
+        """Steps over so many devices; each shape is compiled once for all choices."""
+        model = PlannedModel("planned", self.family, self.model, jnp.dtype(self.dtype))
+        return StepSizes(model, self._device.devices(tensor), self.base.block_size, self.base.attention)
 
+    @functools.cached_property
+    def _device(self) -> Chip:
+        return Chip.of(self.chip, MeshSpec.parse("1EPD"))
 
-def _weights(instance: Instance) -> int:
-    return sum(_bytes(leaf) for _, leaves in instance.parts.values() for leaf in leaves)
-
-
-def _bytes(leaf: Any) -> int:
-    count = 1
-    for size in leaf.sharding.shard_shape(leaf.shape):
-        count *= size
-    return count * int(leaf.dtype.itemsize)
+    def _budget(self, config: EngineConfig) -> int:
+        return int(self._device.memory * config.memory_share)

@@ -302,7 +302,7 @@ def instance_memory(sizes: StepSizes, group: Group, config: EngineConfig, budget
     """
     scheduling = scheduling_for(config, sizes.model.config)
     buckets, roles = scheduling.buckets, group.roles
-    spec = _spec(sizes, roles, config, scheduling)
+    spec = instance_spec(sizes, roles, config, scheduling)
     steps = largest(sizes, roles, buckets)
     if inf in steps.values():
         stage = next(stage for stage, size in steps.items() if size == inf)
@@ -345,7 +345,8 @@ _HELP = {
 }
 
 
-def _spec(sizes: StepSizes, roles: str, config: EngineConfig, scheduling: SchedulerConfig) -> InstanceSpec:
+def instance_spec(sizes: StepSizes, roles: str, config: EngineConfig, scheduling: SchedulerConfig) -> InstanceSpec:
+    """What the scheduler would know of an instance, its KV blocks apart."""
     model = sizes.model
     workshop = Workshop(config, model.family, model.config, scheduling, model.dtype)
     return workshop.spec(InstanceMesh(roles, roles, sizes.submesh), kv_blocks=1)
