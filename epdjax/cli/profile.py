@@ -28,9 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default=None, metavar="DIR|PRESET", help="checkpoint folder or preset (default: the demo model)")
     add("--mesh", default="1EPD", metavar="SPEC", help="which devices do what (default: %(default)s)")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: MODEL-MESH.profile.json)")
-    add(
-        "--shared", action="store_true", help="keep all instances busy while one is timed: for devices that share cores"
-    )
     add("--dtype", default="auto", help="of weights and caches (default: as serve chooses it)")
     add("--attention", default="auto", metavar="KERNEL", help="as in serve (default: %(default)s)")
     add("--max-model-len", type=int, metavar="N", help="longest prompt and answer together (default: as in serve)")
@@ -84,7 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
                 name=folder.resolve().name if folder else name,
                 dtype=automatic if config.dtype == "auto" else config.dtype,
                 checkpoint=folder,
-                shared=arguments.shared,
                 repeats=arguments.repeats,
                 command=shlex.join(["epdjax", *sys.argv[1:]]),
                 progress=progress,

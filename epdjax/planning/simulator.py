@@ -1,20 +1,21 @@
 """The serving scheduler under a virtual clock: what a deployment would do, with what its work takes given by a model.
 
 It is the very scheduler that the live engine runs, its role switches and their controller included; only time is not
-real. An instance does one thing at a time, and so does a link between two of them.
+real. An instance does one thing at a time, and so does a link between two of them; KV leaves an instance when it has
+done what it was given before.
 """
 
 import dataclasses
 import functools
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from epdjax.mesh.places import Place, places_of, spec_of
 from epdjax.mesh.spec import MeshSpec
 from epdjax.planning.gauges import Gauges, MMMoves
-from epdjax.planning.host import Host
+from epdjax.planning.lanes import Lanes
 from epdjax.planning.metrics import SLO, Moves, Report, Timeline, report
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.controller import Controller, ControllerSettings, Decision
@@ -28,6 +29,32 @@ from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
 Seconds = Callable[[Work, InstanceSpec], float]
 """What work takes on an instance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The host's part of a request before the scheduler sees it: media are decoded, resized and cut.
+
+    Attributes:
+        seconds: that a request's media take. workers: how many requests are prepared at the same time.
+    """
+
+    seconds: Callable[[RequestSpec], float]
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cores:
+    """Cores that all devices share, as virtual CPU devices do.
+
+    Attributes:
+        count: how many there are. demand: how many work keeps busy on an instance.
+        waking_s: that work takes longer before which nothing ran.
+    """
+
+    count: float
+    demand: Callable[[Work, InstanceSpec], float]
+    waking_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +101,8 @@ class Simulation:
         migrate_s: of a switch, from an instance being free to its new roles, by the roles taken on.
         finish_s: see `EngineConfig.offload_s`.
         host: prepares media; None: that takes no time.
+        cores: that devices share; None: each has its own.
+        loop_s: that the engine's loop, one thing at a time, takes for any work that has ended.
         sample_s: between samples of the queues.
     """
 
@@ -89,6 +118,8 @@ class Simulation:
         migrate_s: Mapping[str, float] | None = None,
         finish_s: float = 0.5,
         host: Host | None = None,
+        cores: Cores | None = None,
+        loop_s: float = 0.0,
         sample_s: float = 0.1,
     ):
         self._places = places_of(MeshSpec.parse(mesh), irp=irp)
@@ -101,8 +132,8 @@ class Simulation:
         self._costs_s: dict[tuple[str, str], float] = {}
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
-        self._free_at: dict[Any, float] = {}
-        self._host, self._left = host, 0
+        self._cores, self._lanes = cores, Lanes(cores.count, cores.waking_s) if cores else Lanes()
+        self._host, self._loop_s, self._left = host, loop_s, 0
         self._gauges, self._mm_moves = Gauges(self.scheduler, sample_s), MMMoves()
         self.timelines: dict[str, Timeline] = {}
         self.switches: list[Switched] = []
@@ -120,11 +151,12 @@ class Simulation:
             self._at(self._settings.interval_s, self._tick)
         self._left = len(arrivals)
         while self._left:
-            if not self._events:
+            now = min(self._next_event, self._lanes.next)
+            if now == math.inf:
                 raise RuntimeError(f"stuck with {self.scheduler.counts()}")
-            now, _, act = heapq.heappop(self._events)
-            act(now)
-            while self._events and self._events[0][0] == now:  # what happens at once is answered once
+            while self._lanes.next <= now:  # what happens at once is answered once
+                self._lanes.pop()
+            while self._next_event <= now:
                 heapq.heappop(self._events)[2](now)
             if self.scheduler.next_deadline <= now:
                 self._end(self.scheduler.overdue(now), now)
@@ -140,14 +172,19 @@ class Simulation:
         moves = {"mm": self._mm_moves.sum, "kv": Moves(kv.seconds, kv.exposed_s)}
         return report(list(self.timelines.values()), slo, self._gauges.usage(), moves)
 
+    @property
+    def _next_event(self) -> float:
+        return self._events[0][0] if self._events else math.inf
+
     def _at(self, at: float, act: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (at, next(self._count), act))
 
     def _arrive(self, spec: RequestSpec, now: float) -> None:
         self.timelines[spec.request_id] = Timeline(now)
-        ready = self._host.ready(spec, now) if self._host is not None else now
-        if ready > now:
-            self._at(ready, functools.partial(self._enter, spec))
+        prepare_s = self._host.seconds(spec) if self._host is not None else 0.0
+        if self._host is not None and prepare_s:
+            enter = functools.partial(self._enter, spec)
+            self._lanes.start("host", prepare_s, lambda _, now: enter(now), now, demand=1.0, width=self._host.workers)
         else:
             self._enter(spec, now)
 
@@ -158,14 +195,28 @@ class Simulation:
             self._close(spec.request_id, now, error.code)
 
     def _start(self, work: Work, now: float) -> None:
-        moves = isinstance(work, (MoveMM, MoveKV))
-        lane = (work.source, work.instance) if isinstance(work, (MoveMM, MoveKV)) else work.instance
-        seconds = self._seconds(work, self.scheduler.instances[work.instance].spec)
-        began = max(self._free_at.get((lane, moves), 0.0), now)
-        self._free_at[lane, moves] = began + seconds
-        if not moves:
+        instance = self.scheduler.instances[work.instance].spec
+        seconds = self._seconds(work, instance)
+        end = functools.partial(self._ended, work)
+        demand = self._cores.demand(work, instance) if self._cores is not None else 0.0
+        match work:
+            case MoveMM():
+                self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand)
+            case MoveKV():
+                link = (work.source, work.instance)
+                self._lanes.start(link, seconds, end, now, demand=demand, after=work.source)
+            case _:
+                self._lanes.start(work.instance, seconds, end, now, demand=demand)
+
+    def _ended(self, work: Work, began: float, now: float) -> None:
+        seconds = now - began
+        if not isinstance(work, (MoveMM, MoveKV)):
             self._gauges.ran(work.instance, seconds)
-        self._at(began + seconds, functools.partial(self._finish, work, seconds))
+        if self._loop_s:
+            handle = functools.partial(self._finish, work, seconds)
+            self._lanes.start("loop", self._loop_s, lambda _, now: handle(now), now, demand=1.0)
+        else:
+            self._finish(work, seconds, now)
 
     def _finish(self, work: Work, seconds: float, now: float) -> None:
         match work:

@@ -42,17 +42,25 @@ BUCKETS = Buckets(
 # Made up, so that every number that comes out can be worked out by hand.
 MADE_UP = Profile(
     taken=Taken("2030-01-01", "nowhere", "", "0", "0"),
-    chip=ChipSeen("gpu", "NVIDIA H200", 3),
+    chip=ChipSeen("gpu", "NVIDIA H200", 3, 0),
     model=ModelSeen("made-up", "internvl", "0" * 16),
-    settings=Settings("2E1P1D", True, False, "bfloat16", 16, 64, 256, (8, 16), 5),
+    settings=Settings("2E1P1D", True, "bfloat16", 16, 64, 256, (8, 16), 5),
     buckets=BUCKETS,
     kinds=(
-        Kind("E", 1, 2, {}, encode=(EncodePoint(1, 10, 1.0), EncodePoint(2, 10, 1.5), EncodePoint(1, 20, 2.0))),
+        Kind(
+            "E",
+            1,
+            2,
+            {},
+            {"encode": 1.5},
+            encode=(EncodePoint(1, 10, 1.0), EncodePoint(2, 10, 1.5), EncodePoint(1, 20, 2.0)),
+        ),
         Kind(
             "P",
             1,
             0,
             {},
+            {"prefill": 1.25},
             prefill=(
                 PrefillPoint(1, 64, 8, 2080.0, 1.0),
                 PrefillPoint(1, 64, 8, 6176.0, 2.0),
@@ -65,11 +73,13 @@ MADE_UP = Profile(
             1,
             0,
             {},
+            {"decode": 1.75},
             decode=(
-                DecodePoint(2, 8, 2, 1.0),
-                DecodePoint(2, 8, 256, 2.0),
-                DecodePoint(4, 8, 4, 3.0),
-                DecodePoint(4, 8, 512, 4.0),
+                DecodePoint(2, 8, 2, 2, 1.0),
+                DecodePoint(2, 8, 2, 256, 2.0),
+                DecodePoint(4, 8, 1, 1, 2.7),
+                DecodePoint(4, 8, 4, 4, 3.0),
+                DecodePoint(4, 8, 4, 512, 4.0),
             ),
             kv_moves=(MovePoint(4, 0.5), MovePoint(16, 1.0)),
         ),
@@ -110,7 +120,8 @@ def test_a_bucket_takes_what_it_took() -> None:
 def test_context_and_padding() -> None:
     costs = ProfiledCosts(MADE_UP)
     assert costs(decode(65, 64), D) == pytest.approx(1.5, rel=1e-2)
-    assert costs(decode(1, 1, 1), D) == pytest.approx(3.0, rel=1e-2), "padded to four rows"
+    assert costs(decode(1, 1, 1, 1), D) == pytest.approx(3.0, rel=1e-2)
+    assert costs(decode(1, 1, 1), D) == pytest.approx(2.9, rel=1e-2), "one of four rows is padding"
     assert costs(prefill(32, 64), P) == pytest.approx(1.5)
     assert costs(prefill(0, 20), P) < 1.0, "fewer pairs in the same bucket"
 
@@ -129,16 +140,12 @@ def test_beyond_what_was_timed() -> None:
     assert costs(MoveMM(0, "i0", "i1", 0, rows), P) == pytest.approx(0.4)
 
 
-def test_overhead_is_added() -> None:
-    plain, loaded = (
-        ProfiledCosts(dataclasses.replace(MADE_UP, overhead=some))
-        for some in (Overhead(), Overhead(encode=0.1, prefill=0.2, decode=0.3, move=0.4))
-    )
-    works = ((encode(1), E, 0.1), (prefill(0, 64), P, 0.2), (decode(5), D, 0.3), (move_kv(1), D, 0.4))
-    for work, instance, more in works:
-        assert loaded(work, instance) - plain(work, instance) == pytest.approx(more)
-    paced = ProfiledCosts(dataclasses.replace(MADE_UP, overhead=Overhead(decode_least=1.5)))
-    assert paced(decode(1, 1), D) == 1.5 and paced(decode(128, 128), D) == plain(decode(128, 128), D)
+def test_cores_are_shared_where_devices_are_virtual() -> None:
+    assert ProfiledCosts(MADE_UP).cores is None
+    costs = ProfiledCosts(dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2), overhead=Overhead(0.1, 0.2)))
+    assert costs.cores is not None and (costs.cores.count, costs.cores.waking_s, costs.loop_s) == (2, 0.2, 0.1)
+    works = ((encode(1), E), (prefill(0, 64), P), (decode(5), D), (move_kv(1), D))
+    assert [costs.cores.demand(work, instance) for work, instance in works] == [1.5, 1.25, 1.75, 1.0]
 
 
 def test_instances_like_one_another() -> None:
@@ -167,7 +174,7 @@ def test_files_that_are_no_profile(tmp_path: Path) -> None:
     assert ProfiledCosts.load(path) == ProfiledCosts(MADE_UP)
     value = json.loads(path.read_text())
     for change, says in (
-        ({"version": 99}, "of version 99, this epdjax reads version 1"),
+        ({"version": 99}, "of version 99, this epdjax reads version 2"),
         ({"format": "novel"}, "is not a profile"),
         ({"buckets": 3}, "damaged profile: buckets"),
     ):
@@ -194,25 +201,26 @@ def test_an_instance_is_timed() -> None:
     assert (kind.roles, kind.tensor, kind.encode_width) == ("EPD", 1, 1) and set(kind.attention) == set("EPD")
     assert [(point.rows, point.size) for point in kind.encode] == [(2, 1)]
     assert [point.pairs for point in kind.prefill] == [32 * 33 / 2, 32 * 33 / 2 + 32 * 32]
-    assert [point.context for point in kind.decode] == [2, 2 * 64]
+    assert [(point.running, point.context) for point in kind.decode] == [(1, 1), (2, 2), (2, 2 * 64)]
     assert [point.count for point in kind.mm_moves] == [8] and not kind.kv_moves
     assert all(0 < point.seconds < 10 for point in (*kind.encode, *kind.prefill, *kind.decode, *kind.mm_moves))
     assert profile.preprocessing is None and profile.chip.device_kind == jax.devices()[0].device_kind
     instance = InstanceSpec("i0", "EPD", encode_width=1)
-    over = profile.overhead.encode
-    assert ProfiledCosts(profile)(encode(1), instance) == pytest.approx(kind.encode[0].seconds + over)
+    assert ProfiledCosts(profile)(encode(1), instance) == kind.encode[0].seconds
+    assert 0 < profile.overhead.loop < 1 and 0 <= profile.overhead.waking < 1
+    assert set(kind.cores) == {"encode", "prefill", "decode"} and all(value > 0 for value in kind.cores.values())
 
 
 @pytest.mark.slow
 def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a tiny model on virtual devices, everything busy: every step and every move of every kind of instance."""
+    """Of a tiny model on virtual devices: every step and every move of every kind of instance."""
     folder = make_tiny_checkpoint(tmp_path / "tiny", num_layers=1)
-    settings = "--max-model-len 128 --max-chunk 64 --max-seqs 2 --max-units 2 --buckets trimmed --repeats 1 --shared"
+    settings = "--max-model-len 128 --max-chunk 64 --max-seqs 2 --max-units 2 --buckets trimmed --repeats 1"
     path = tmp_path / "made.json"
     assert main(["profile", "--model", str(folder), "--mesh", "2E1P1D", "-o", str(path), *settings.split()]) == 0
     assert "written to" in capsys.readouterr().out
     profile = Profile.load(path)
-    assert profile.settings.shared and profile.settings.mesh == "2E1P1D" and profile.settings.dtype == "float32"
+    assert profile.settings.mesh == "2E1P1D" and profile.settings.dtype == "float32"
     assert profile.taken.jax == jax.__version__ and profile.model.name == "tiny"
     assert profile.preprocessing is not None and profile.preprocessing.megapixel_s > 0
     e, p, d = profile.kinds
@@ -221,17 +229,15 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert {point.pages for point in p.prefill} == set(profile.buckets.prefill_pages)
     assert {point.rows for point in d.decode} == set(profile.buckets.decode_rows)
     longest = max(profile.buckets.decode_pages) * 16
-    assert {point.context // point.rows for point in d.decode} == {1, longest}
+    assert {point.context // point.running for point in d.decode} == {1, longest}
     assert [point.count for point in d.kv_moves] == list(profile.buckets.move_blocks)
     assert [point.count for point in p.mm_moves] == [2 * n * 4 for n in profile.buckets.units]
     assert not (e.mm_moves or e.kv_moves or p.kv_moves or d.mm_moves)
-    assert 0 < profile.overhead.decode_least < 10
+    assert 0 < profile.overhead.loop < 1 and profile.preprocessing.request_s >= 0 and profile.chip.cores > 0
     points = [*e.encode, *p.prefill, *p.mm_moves, *d.decode, *d.kv_moves]
     assert all(0 < point.seconds < 10 for point in points)
     costs = ProfiledCosts(profile)
     costs.check(config_of(folder), jax.devices()[0].device_kind)
-    rows = profile.buckets.decode_rows[-1]
-    assert costs(decode(*[1] * rows), D) >= profile.overhead.decode_least
 
 
 @pytest.mark.parametrize(

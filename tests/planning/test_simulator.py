@@ -1,13 +1,13 @@
 """The scheduler under a virtual clock, against what can be worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
 
 from epdjax.models.presets import preset
-from epdjax.planning.host import Host
 from epdjax.planning.metrics import SLO
-from epdjax.planning.simulator import Simulation, Sizes
+from epdjax.planning.simulator import Cores, Host, Simulation, Sizes
 from epdjax.planning.workloads import request_specs, workload
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import default_buckets
@@ -58,6 +58,28 @@ def test_a_monolith_takes_turns() -> None:
     assert [t.ttft_s for t in simulation.timelines.values()] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], abs=0.31)
     assert simulation.report().seconds == pytest.approx(0.5)
     assert simulation.report().usage["i0"].busy == pytest.approx(1.0)
+
+
+def test_kv_leaves_when_the_prompt_after_it_is_done() -> None:
+    """The gather of KV reads a pool that the prefill step before it is writing."""
+    found = simulate("1E1P1D", [(0.0, RequestSpec("a", 100, 2)), (0.05, RequestSpec("b", 500, 2))]).timelines
+    assert found["a"].ttft_s == pytest.approx(0.1)
+    assert found["a"].token_times[1] == pytest.approx(0.6 + 0.05 + 0.02, abs=0.01)
+
+
+def test_devices_that_share_cores() -> None:
+    """Two encoders on two cores, each of which wants both; then a step before which nothing ran, and the loop."""
+    spec = RequestSpec("r", 100, 1, (64,))
+    arrivals = [(0.0, spec), (0.0, dataclasses.replace(spec, request_id="s"))]
+    cores = Cores(2.0, lambda work, _: 2.0 if isinstance(work, Encode) else 0.0)
+    options = {"irp": False, "cores": cores}
+    alone, both = (simulate("2E1P1D", some, **options).timelines for some in (arrivals[:1], arrivals))
+    assert alone["r"].ttft_s == pytest.approx(0.1 + 0.05 + 0.1)
+    assert max(t.ttft_s for t in both.values()) == pytest.approx(0.2 + 0.05 + 0.2, abs=0.11)
+    assert min(t.ttft_s for t in both.values()) >= 0.2 + 0.05 + 0.1 - 1e-9
+    options["cores"] = dataclasses.replace(cores, waking_s=0.01)
+    slow = simulate("2E1P1D", arrivals[:1], **options, loop_s=0.001).timelines["r"]
+    assert slow.ttft_s == pytest.approx(alone["r"].ttft_s + 0.01 + 3 * 0.001)
 
 
 def test_media_are_prepared_by_a_few_workers() -> None:

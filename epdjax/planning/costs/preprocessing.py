@@ -1,4 +1,4 @@
-"""How fast the host makes pictures ready: the model's own processor, timed."""
+"""How fast the host makes prompts with pictures ready: the model's own processor, timed."""
 
 import io
 import statistics
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from epdjax.models.media import MediaContext
 from epdjax.models.registry import Family
 from epdjax.planning.costs.host import HostCosts
+from epdjax.serving.content import content_keys
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.images import load_image
 
 PICTURES = ((313, 234), (787, 444), (4032, 3024))  # the EPD paper's
+BLOCK = 16  # tokens
 
 
 def measure_preprocessing(
@@ -26,7 +27,8 @@ def measure_preprocessing(
     pictures: tuple[tuple[int, int], ...] = PICTURES,
     repeats: int = 3,
 ) -> HostCosts | None:
-    """Time decoding, resizing and cutting of JPEGs, and lay a line through the times over their pixels.
+    """Time prompts with a JPEG each, from decoding it to hashing its units, and lay a line through the times over its
+    pixels that is off by equal shares of small ones and large ones.
 
     Args:
         family, model: a family and a config of it. checkpoint: a folder with the files of its processor.
@@ -48,11 +50,13 @@ def measure_preprocessing(
         data, seconds = _jpeg(width, height), []
         for _ in range(1 + repeats):
             began = time.perf_counter()
-            processor.prepare_image(load_image(data, ServingLimits()), MediaContext(images=1))
+            parts = [{"type": "image", "image": load_image(data, ServingLimits())}, {"type": "text", "text": "what"}]
+            content_keys(processor.prompt([{"role": "user", "content": parts}]), BLOCK)
             seconds.append(time.perf_counter() - began)
         megapixels.append(width * height / 1e6)
         medians.append(statistics.median(seconds[1:]))
-    slope, fixed = (max(0.0, float(some)) for some in np.polyfit(megapixels, medians, 1))
+    weights = 1 / np.array(medians)
+    slope, fixed = (max(0.0, float(some)) for some in np.polyfit(megapixels, medians, 1, w=weights))
     return HostCosts(slope, fixed, workers)
 
 

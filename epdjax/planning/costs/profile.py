@@ -11,7 +11,7 @@ import pydantic
 from epdjax.planning.costs.host import HostCosts
 from epdjax.serving.buckets import Buckets
 
-FORMAT, VERSION = "epdjax-profile", 1
+FORMAT, VERSION = "epdjax-profile", 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,11 @@ class PrefillPoint:
 
 @dataclasses.dataclass(frozen=True)
 class DecodePoint:
-    """A decode step of a bucket, all its rows full; `context` is the tokens of all its sequences together."""
+    """A decode step of a bucket with `running` sequences; `context` is the tokens of all of them together."""
 
     rows: int
     pages: int
+    running: int
     context: int
     seconds: float
 
@@ -59,7 +60,8 @@ class Kind:
     Attributes:
         roles, tensor, encode_width: see `epdjax.serving.ledger.InstanceSpec`.
         attention: the kernel of each role.
-        encode, prefill, decode: steps, without what the host adds.
+        cores: that steps of each stage keep busy on the host, where devices share its cores.
+        encode: steps, from units on the host. prefill, decode: steps, from inputs on the device.
         kv_moves, mm_moves: moves to such an instance.
     """
 
@@ -67,6 +69,7 @@ class Kind:
     tensor: int
     encode_width: int
     attention: dict[str, str]
+    cores: dict[str, float]
     encode: tuple[EncodePoint, ...] = ()
     prefill: tuple[PrefillPoint, ...] = ()
     decode: tuple[DecodePoint, ...] = ()
@@ -76,21 +79,15 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Overhead:
-    """Seconds that the host adds to each work.
+    """Seconds that the host adds.
 
     Attributes:
-        encode, prefill: packing, sending and dispatching a step and noticing its end, and the scheduler.
-        decode: of a step while the one before is running, as the engine has them.
-        move: the scheduler's; the rest is in the moves themselves.
-        decode_least: that a decode step takes in any case, by the engine's own loop; 0 where there was no checkpoint
-            that an engine could have served.
+        loop: that the engine's thread takes for any work: to start it, and to hear of its end.
+        waking: of a step before which nothing ran anywhere.
     """
 
-    encode: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-    move: float = 0.0
-    decode_least: float = 0.0
+    loop: float = 0.0
+    waking: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +103,12 @@ class Taken:
 
 @dataclasses.dataclass(frozen=True)
 class ChipSeen:
-    """The devices: JAX's platform and kind, and how many there were."""
+    """The devices: JAX's platform and kind, how many there were, and the host's cores that they share (0: none)."""
 
     platform: str
     device_kind: str
     count: int
+    cores: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +126,6 @@ class Settings:
 
     Attributes:
         mesh: mesh spec. irp: see `epdjax.mesh.places.places_of`.
-        shared: whether all other instances were kept busy meanwhile: then the times hold for this layout alone.
         dtype: of weights and pools.
         block_size, mm_block_size: tokens per block. max_model_len: longest context.
         unit_tokens: MM tokens of a unit of each size.
@@ -137,7 +134,6 @@ class Settings:
 
     mesh: str
     irp: bool
-    shared: bool
     dtype: str
     block_size: int
     mm_block_size: int

@@ -15,11 +15,14 @@ from typing import Any
 from epdjax.mesh.chips import CHIPS
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.ladder import between, line, rung
-from epdjax.planning.costs.profile import Kind, Overhead, Profile, digest
+from epdjax.planning.costs.profile import DecodePoint, Kind, Profile, digest
+from epdjax.planning.simulator import Cores
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
+STAGES: dict[type, str] = {Encode: "encode", Prefill: "prefill", Decode: "decode"}
+COPYING = 1.0  # cores that a copy keeps busy
 Line = tuple[float, float]
 Points = tuple[tuple[float, float], ...]
 
@@ -69,6 +72,21 @@ class ProfiledCosts:
             raise ValueError(f"the profile was taken on {seen.chip.device_kind}, not on {chip}; {again}")
 
     @property
+    def cores(self) -> Cores | None:
+        """That devices share; None where each has its own."""
+        if not self.profile.chip.cores:
+            return None
+        return Cores(self.profile.chip.cores, self._demand, self.profile.overhead.waking)
+
+    @property
+    def loop_s(self) -> float:
+        """That the engine's loop takes for any work."""
+        return self.profile.overhead.loop
+
+    def _demand(self, work: Work, instance: InstanceSpec) -> float:
+        return self._table(instance).demand[type(work)]
+
+    @property
     def preprocessing(self) -> HostCosts | None:
         """Of media on the host; None where it was not measured."""
         return self.profile.preprocessing
@@ -79,11 +97,14 @@ class ProfiledCosts:
         Raises:
             ValueError: no instance that could do such work was profiled.
         """
+        return self._table(instance).seconds(work)
+
+    def _table(self, instance: InstanceSpec) -> "_Table":
         key = (instance.roles, instance.tensor, instance.encode_width)
         table = self._tables.get(key)
         if table is None:
             table = self._tables[key] = _Table(self.profile, self.buckets or self.profile.buckets, instance)
-        return table.seconds(work)
+        return table
 
 
 class _Table:
@@ -91,7 +112,6 @@ class _Table:
 
     def __init__(self, profile: Profile, buckets: Buckets, instance: InstanceSpec):
         self._buckets, self._instance, self._mesh = buckets, instance, profile.settings.mesh
-        self._over: Overhead = profile.overhead
         self._block, self._unit_tokens = profile.settings.block_size, profile.settings.unit_tokens
         kinds = _nearest_first(profile.kinds, instance)
         alike = [kind for kind in kinds if kind.tensor == instance.tensor]
@@ -99,13 +119,16 @@ class _Table:
         self._prefill = _grouped(
             (p.pages, p.rows * p.tokens, p.pairs, p.seconds) for p in next((k.prefill for k in alike if k.prefill), ())
         )
-        self._decode = _grouped(
-            (p.pages, p.rows, p.context, p.seconds) for p in next((k.decode for k in alike if k.decode), ())
-        )
+        decode = next((k.decode for k in alike if k.decode), ())
+        full = [point for point in decode if point.running == point.rows]
+        self._decode = _grouped((p.pages, p.rows, p.context, p.seconds) for p in full)
+        self._decode_row = _saved(full, [point for point in decode if point.running < point.rows])
         self._kv: Points = _moves(next((kind.kv_moves for kind in kinds if kind.kv_moves), ()))
         self._mm: Points = _moves(next((kind.mm_moves for kind in kinds if kind.mm_moves), ()))
+        cores = {stage: next((k.cores[stage] for k in kinds if stage in k.cores), 1.0) for stage in STAGES.values()}
+        self.demand = {kind: cores[stage] for kind, stage in STAGES.items()} | {MoveKV: COPYING, MoveMM: COPYING}
         self._prefill_lines: dict[tuple[int, int], Line] = {}
-        self._decode_lines: dict[tuple[int, int], Line] = {}
+        self._decode_lines: dict[tuple[int, int], tuple[Line, float]] = {}
         self._encode_s: dict[tuple[int, int], float] = {}
         self._kv_s: dict[int, float] = {}
 
@@ -117,9 +140,11 @@ class _Table:
                 pages = rung(self._buckets.decode_pages, max(positions) // self._block + 1)
                 found = self._decode_lines.get((rows, pages))
                 if found is None:
-                    found = self._decode_lines[rows, pages] = _find(self._has(self._decode, "decode"), pages, rows)
-                took = found[0] + found[1] * (sum(positions) + len(positions)) + self._over.decode
-                return max(took, self._over.decode_least)
+                    line = _find(self._has(self._decode, "decode"), pages, rows)
+                    saved = _find(self._decode_row, pages, rows)[0] if rows > 1 and self._decode_row else 0.0
+                    found = self._decode_lines[rows, pages] = line, saved
+                (fixed, slope), saved = found
+                return fixed + slope * (sum(positions) + len(positions)) - saved * (rows - len(positions))
             case Prefill():
                 return self._prefill_s(work)
             case Encode():
@@ -127,18 +152,18 @@ class _Table:
                 seconds = self._encode_s.get(key)
                 if seconds is None:
                     seconds = self._encode_s[key] = self._encode_step(*key)
-                return seconds + self._over.encode
+                return seconds
             case MoveKV():
                 blocks = sum([len(part.blocks) for part in work.parts])
                 seconds = self._kv_s.get(blocks)
                 if seconds is None:
                     padded = rung(self._buckets.move_blocks, blocks)
                     seconds = self._kv_s[blocks] = between(self._has(self._kv, "receive KV"), padded)
-                return seconds + self._over.move
+                return seconds
             case MoveMM():
                 bucket = min(work.rows[0].unit.bucket, len(self._unit_tokens) - 1)
                 tokens = self._unit_tokens[bucket] * len(work.rows)
-                return between(self._has(self._mm, "receive MM tokens"), tokens) + self._over.move
+                return between(self._has(self._mm, "receive MM tokens"), tokens)
 
     def _prefill_s(self, work: Prefill) -> float:
         chunks = work.chunks
@@ -153,7 +178,7 @@ class _Table:
         found = self._prefill_lines.get((tokens, pages))
         if found is None:
             found = self._prefill_lines[tokens, pages] = _find(self._has(self._prefill, "prefill"), pages, tokens)
-        return found[0] + found[1] * pairs + self._over.prefill
+        return found[0] + found[1] * pairs
 
     def _encode_step(self, units: int, bucket: int) -> float:
         """Of the padded step of each device; sizes that were not timed lie between those that were."""
@@ -204,6 +229,18 @@ def _find(groups: Mapping[int, Mapping[int, Line]], pages: int, size: int) -> Li
     # What a pair takes does not grow with the step.
     slope = slopes[-1][1] if size > slopes[-1][0] else between(slopes, size)
     return fixed, slope
+
+
+def _saved(full: Iterable[DecodePoint], single: Iterable[DecodePoint]) -> dict[int, dict[int, Line]]:
+    """Seconds that a row saves which is padding, at short contexts, by pages and rows of the bucket."""
+    shortest: dict[tuple[int, int], float] = {}
+    for point in sorted(full, key=lambda point: -point.context):
+        shortest[point.pages, point.rows] = point.seconds
+    found: dict[int, dict[int, Line]] = {}
+    for point in single:
+        more = shortest[point.pages, point.rows] - point.seconds
+        found.setdefault(point.pages, {})[point.rows] = (max(0.0, more) / (point.rows - 1), 0.0)
+    return found
 
 
 def _moves(points: Iterable[Any]) -> Points:

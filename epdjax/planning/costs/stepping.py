@@ -18,63 +18,79 @@ from epdjax.serving.steps import prompt_arrays
 from epdjax.serving.work import KVPart, Unit, UnitMove
 
 Call = Callable[[], Any]
+PAUSE_S = 0.02  # after which the threads of idle devices sleep
 
 
-def median_s(call: Call, repeats: int) -> float:
-    """Median seconds of a call until its result is there, after one that is not timed."""
-    seconds = []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A call: median seconds until its result is there, and the cores that the process kept busy meanwhile."""
+
+    seconds: float
+    cores: float
+
+
+def timed(calls: Sequence[Call], repeats: int, *, runs: int = 1, pause_s: float = 0.0) -> list[Timed]:
+    """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each; the first
+    round does not count.
+
+    Args:
+        runs: of a call in a row, of which the last is timed.
+        pause_s: before each call.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    busy = [0.0] * len(calls)
+    for number in range(1 + repeats):
+        for at, call in enumerate(calls):
+            if pause_s:
+                time.sleep(pause_s)
+            for _ in range(runs - 1):
+                jax.block_until_ready(call())
+            began, worked = time.perf_counter(), time.process_time()
+            jax.block_until_ready(call())
+            if number:
+                seconds[at].append(time.perf_counter() - began)
+                busy[at] += time.process_time() - worked
+    return [Timed(statistics.median(some), worked / sum(some)) for some, worked in zip(seconds, busy)]
+
+
+def median_s(call: Call, repeats: int, pause_s: float = 0.0) -> float:
+    """Median seconds of a call alone; see `timed`."""
+    return timed([call], repeats, pause_s=pause_s)[0].seconds
 
 
 def encode_call(instance: Instance, rows: int, size: int) -> Call:
-    """An encode step over `rows` units of noise that are on the devices already."""
+    """An encode step over `rows` units of noise, from the host."""
     units = [random_unit(instance.model, size, seed) for seed in range(rows)]
-    inputs = {name: np.stack([unit.inputs[name] for unit in units]) for name in units[0].inputs}
-    placed = jax.device_put(inputs, instance.unit_sharding)
-    program, leaves = instance.programs["encode", (rows, size)], instance.parts["encoder"][1]
-    return lambda: program(leaves, placed)
+
+    def call() -> Any:
+        made = instance.encode(0, units)
+        instance.staged.clear()
+        return made
+
+    return call
 
 
-@dataclasses.dataclass
-class Pools:
-    """Pools that steps run on: an instance's own, or others like them."""
-
-    kv: Any
-    slots: Any
-    mm: Any
-
-    @classmethod
-    def fresh(cls, instance: Instance) -> "Pools":
-        """Zeroed ones, for a thread of their own."""
-        kv, slots = instance.programs["kv_pool", None]()
-        return cls(kv, slots, instance.programs["mm_pool", None]())
-
-
-def language_call(
-    instance: Instance, key: tuple[str, Any], start: int, tokens: int, pools: Pools | None = None
-) -> Call:
-    """A prefill or decode step, all its rows alike.
+def language_call(instance: Instance, key: tuple[str, Any], start: int, tokens: int, used: int | None = None) -> Call:
+    """A prefill or decode step whose rows are all alike.
 
     Args:
         key: of the program.
         start: position of each row's first new token. tokens: new tokens of each row.
-        pools: to run on; None: the instance's.
+        used: rows that are not padding; None: all.
     """
-    arrays = jax.device_put(_packed(instance, key, start, tokens), instance.replicated)
-    return lambda: _run(instance, key, arrays, pools)
+    arrays = jax.device_put(_packed(instance, key, start, tokens, used), instance.replicated)
+    return lambda: _run(instance, key, arrays)
 
 
-def _packed(instance: Instance, key: tuple[str, Any], start: int, tokens: int) -> tuple[Any, ...]:
+def _packed(
+    instance: Instance, key: tuple[str, Any], start: int, tokens: int, used: int | None = None
+) -> tuple[Any, ...]:
     """What a step takes from the host; of a prompt, every position is text."""
     kind, shape = key
     rows, pages = shape[0], shape[-1]
     ints, floats = pack_rows(rows, pages)
     settings = settings_of(SamplingParams(temperature=0), 0, 0, start)
-    for row in range(rows):
+    for row in range(rows if used is None else used):
         blocks = 1 + (row * pages + np.arange(-(-(start + tokens) // instance.block_size))) % instance.spec.kv_blocks
         slot = 1 + row % instance.spec.slots
         fill_row(ints[row], floats[row], settings, start, tokens, slot, blocks.tolist())
@@ -85,52 +101,32 @@ def _packed(instance: Instance, key: tuple[str, Any], start: int, tokens: int) -
     return prompt, ints, floats
 
 
-def _run(instance: Instance, key: tuple[str, Any], arrays: tuple[Any, ...], pools: Pools | None = None) -> jax.Array:
-    here = pools or Pools(instance.pools, instance.slots, instance.mm_pool)
-    seen = (here.mm,) if key[0] == "prefill" else ()
+def _run(instance: Instance, key: tuple[str, Any], arrays: tuple[Any, ...]) -> jax.Array:
+    seen = (instance.mm_pool,) if key[0] == "prefill" else ()
     leaves = instance.parts["language_model"][1]
-    sampled, here.kv, here.slots = instance.programs[key](leaves, here.kv, here.slots, *seen, *arrays)
-    if pools is None:
-        instance.pools, instance.slots = here.kv, here.slots
+    sampled, instance.pools, instance.slots = instance.programs[key](
+        leaves, instance.pools, instance.slots, *seen, *arrays
+    )
     return sampled.tokens
 
 
 # ---- what the host adds -------------------------------------------------------------------------------------------
 
 
-def encode_overhead(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
-    """Seconds that an encode step takes from units on the host, beyond those on the devices."""
-    rows, size = key[1]
-    units = [random_unit(instance.model, size, seed) for seed in range(rows)]
-    whole = median_s(lambda: instance.encode(0, units), repeats)
-    instance.staged.clear()
-    return whole - median_s(encode_call(instance, rows, size), repeats)
+def waking_s(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
+    """Seconds that a prefill step takes longer where nothing ran before it."""
+    call = language_call(instance, key, 0, min(key[1][1], key[1][-1] * instance.block_size))
+    return median_s(call, repeats, PAUSE_S) - median_s(call, repeats)
 
 
-def language_overhead(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
-    """Seconds that a prefill or decode step takes from packing its rows to its tokens on the host, beyond the step.
+def dispatch_s(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
+    """Seconds that a prefill step takes from packing its rows to its tokens on the host, beyond the step."""
+    tokens = min(key[1][1], key[1][-1] * instance.block_size)
 
-    Decode steps are given to the device one ahead, as the engine does it, so that the next one runs while the tokens of
-    the last are fetched.
-    """
-    tokens = min(key[1][1], key[1][-1] * instance.block_size) if key[0] == "prefill" else 1
+    def whole() -> np.ndarray:
+        return np.asarray(_run(instance, key, jax.device_put(_packed(instance, key, 0, tokens), instance.replicated)))
 
-    def begin() -> jax.Array:
-        return _run(instance, key, jax.device_put(_packed(instance, key, 0, tokens), instance.replicated))
-
-    bare = median_s(language_call(instance, key, 0, tokens), repeats)
-    if key[0] == "prefill":
-        return median_s(lambda: np.asarray(begin()), repeats) - bare
-    np.asarray(begin())
-    running, seconds = begin(), []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        ahead = begin()
-        np.asarray(running)
-        running = ahead
-        seconds.append(time.perf_counter() - began)
-    np.asarray(running)
-    return statistics.median(seconds) - bare
+    return median_s(whole, repeats) - median_s(language_call(instance, key, 0, tokens), repeats)
 
 
 # ---- moves --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Taking a profile: the compiled steps of instances of each kind, timed on the devices at hand with random weights."""
 
-import contextlib
+import dataclasses
 import datetime
+import itertools
+import os
 import platform
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
 from epdjax.planning.benchmarks.overhead import measure_scheduler
-from epdjax.planning.costs.engine_step import engine_step_s
+from epdjax.planning.costs.live import LiveTimes, live_times
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
     ChipSeen,
@@ -33,14 +35,15 @@ from epdjax.planning.costs.profile import (
     digest,
 )
 from epdjax.planning.costs.stepping import (
-    Pools,
+    Call,
+    Timed,
+    dispatch_s,
     encode_call,
-    encode_overhead,
     kv_moves,
     language_call,
-    language_overhead,
-    median_s,
     mm_moves,
+    timed,
+    waking_s,
 )
 from epdjax.serving.compiles import compile_counter
 from epdjax.serving.config import EngineConfig
@@ -61,15 +64,13 @@ def take_profile(
     name: str,
     dtype: Any,
     checkpoint: Path | None = None,
-    shared: bool = False,
     repeats: int = 5,
     command: str = "",
     progress: Progress | None = None,
 ) -> Profile:
     """Time every step of every kind of instance of a deployment, over all its buckets.
 
-    Weights are random, since what a step costs does not depend on them. Only the first instance of each kind is made,
-    unless `shared`.
+    Weights are random, since what a step costs does not depend on them. Only the first instance of each kind is made.
 
     Args:
         family, model: a family and a config of it. name: what the profile calls the model.
@@ -77,8 +78,6 @@ def take_profile(
         dtype: of weights and pools.
         checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves to find the
             shortest decode step.
-        shared: keep all other instances busy while one is timed. For devices that share cores, as virtual CPU devices
-            do; the profile holds for this mesh alone then.
         repeats: timed calls of each step, after one that is not.
         command: that took the profile, for the record.
         progress: of compiling.
@@ -91,18 +90,19 @@ def take_profile(
     spec, devices = resolve_mesh(config.mesh)
     places = [on_devices(place, devices) for place in places_of(spec, irp=config.irp)]
     check_tensor_widths(places, model)
-    least = engine_step_s(config, checkpoint, dtype.name, repeats) if checkpoint else 0.0
+    live = live_times(config, checkpoint, dtype.name, max(repeats, 10)) if checkpoint else None
     workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
     with compile_counter().expected():  # of the weights
-        instances = _make(workshop, places if shared else _firsts(places, _kind_of))
+        instances = _make(workshop, _firsts(places, _kind_of))
     compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
     for instance in instances:
         instance.make_pools()
-    firsts = _firsts(instances, _kind)
-    kinds = []
-    for instance in firsts:
-        with _busy([other for other in instances if other is not instance] if shared else []):
-            kinds.append(_time(instance, instances, repeats))
+    kinds = tuple(_time(instance, instances, repeats) for instance in instances)
+    overhead = _overhead(instances, repeats, live)
+    host = measure_preprocessing(family, model, checkpoint, config.preprocess_threads) if checkpoint else None
+    if host is not None and live is not None:
+        prefill_s = min(point.seconds for kind in kinds for point in kind.prefill)
+        host = dataclasses.replace(host, request_s=max(0.0, live.answer_s - prefill_s - overhead.loop))
     scheduling, buckets = workshop.scheduling, workshop.scheduling.buckets
     return Profile(
         taken=Taken(
@@ -112,12 +112,11 @@ def take_profile(
             metadata.version("epdjax"),
             jax.__version__,
         ),
-        chip=ChipSeen(devices[0].platform, devices[0].device_kind, len(devices)),
+        chip=_chip(devices),
         model=ModelSeen(name, family.model_type, digest(model)),
         settings=Settings(
             mesh=str(spec),
             irp=config.irp,
-            shared=shared,
             dtype=dtype.name,
             block_size=scheduling.block_size,
             mm_block_size=scheduling.mm_block_size,
@@ -126,11 +125,9 @@ def take_profile(
             repeats=repeats,
         ),
         buckets=buckets,
-        kinds=tuple(kinds),
-        overhead=_overhead(firsts, repeats, least),
-        preprocessing=measure_preprocessing(family, model, checkpoint, config.preprocess_threads)
-        if checkpoint
-        else None,
+        kinds=kinds,
+        overhead=overhead,
+        preprocessing=host,
     )
 
 
@@ -164,80 +161,70 @@ def _make(workshop: Workshop, places: Sequence[InstanceMesh]) -> list[Instance]:
     return instances
 
 
+def _chip(devices: Sequence[jax.Device]) -> ChipSeen:
+    platform = devices[0].platform
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ChipSeen(platform, devices[0].device_kind, len(devices), cores if platform == "cpu" else 0)
+
+
 def _time(instance: Instance, instances: Sequence[Instance], repeats: int) -> Kind:
     """All steps of an instance, and the moves to it."""
-    encode, prefill, decode = [], [], []
-    block = instance.block_size
-    for kind, shape in sorted(key for key in instance.programs if key[0] in ("encode", "prefill", "decode")):
-        if kind == "encode":
-            rows, size = shape
-            seconds = median_s(encode_call(instance, rows, size), repeats)
-            encode.append(EncodePoint(rows // instance.submesh.width, size, seconds))
-            continue
-        rows, pages = shape[0], shape[-1]
-        tokens = min(shape[1], pages * block) if kind == "prefill" else 1
-        for start in sorted({0, pages * block - tokens}):
-            seconds = median_s(language_call(instance, (kind, shape), start, tokens), repeats)
-            if kind == "prefill":
-                pairs = rows * tokens * (2 * start + tokens + 1) / 2
-                prefill.append(PrefillPoint(rows, shape[1], pages, pairs, seconds))
-            else:
-                decode.append(DecodePoint(rows, pages, rows * (start + 1), seconds))
+    points: dict[str, list[Any]] = {}
+    busy: dict[str, list[Timed]] = {}
+    for stage, steps in itertools.groupby(_steps(instance), key=lambda step: step[0]):
+        makes, calls = zip(*((make, call) for _, make, call in steps))
+        busy[stage] = timed(calls, repeats, runs=2 if stage == "decode" else 1)  # decode steps come in rows
+        points[stage] = [make(seconds=time.seconds) for make, time in zip(makes, busy[stage])]
     return Kind(
         *_kind(instance),
         attention={role: choice.kernel for role, choice in instance.attention.choices.items()},
-        encode=tuple(encode),
-        prefill=tuple(prefill),
-        decode=tuple(decode),
+        cores={stage: _cores(some) for stage, some in busy.items()},
+        encode=tuple(points.get("encode", ())),
+        prefill=tuple(points.get("prefill", ())),
+        decode=tuple(points.get("decode", ())),
         kv_moves=kv_moves(instance, instances, repeats),
         mm_moves=mm_moves(instance, instances, repeats),
     )
 
 
-def _overhead(instances: Sequence[Instance], repeats: int, decode_least: float) -> Overhead:
-    """What the host adds, on the smallest steps."""
-    repeats = max(repeats, 10)
-    scheduler = measure_scheduler(tuple(i.roles for i in instances), requests=60, running=16, tokens=16).step_s
+def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]:
+    """(stage, what makes its point of seconds, call) of every step at its shortest and its longest context, and of
+    decode steps with a single sequence too."""
+    block = instance.block_size
+    for kind, shape in sorted(key for key in instance.programs if key[0] in ("encode", "prefill", "decode")):
+        if kind == "encode":
+            rows, size = shape
+            yield kind, partial(EncodePoint, rows // instance.submesh.width, size), encode_call(instance, rows, size)
+            continue
+        rows, pages = shape[0], shape[-1]
+        tokens = min(shape[1], pages * block) if kind == "prefill" else 1
+        longest = pages * block - tokens
+        if kind == "prefill":
+            for start in sorted({0, longest}):
+                pairs = rows * tokens * (2 * start + tokens + 1) / 2
+                call = language_call(instance, (kind, shape), start, tokens)
+                yield kind, partial(PrefillPoint, rows, shape[1], pages, pairs), call
+        else:
+            for used, start in sorted({(1, 0), (rows, 0), (rows, longest)}):
+                call = language_call(instance, (kind, shape), start, tokens, used)
+                yield kind, partial(DecodePoint, rows, pages, used, used * (start + 1)), call
+
+
+def _cores(times: Sequence[Timed]) -> float:
+    """That steps keep busy, on average over the time they take."""
+    return sum(time.seconds * time.cores for time in times) / sum(time.seconds for time in times)
+
+
+def _overhead(instances: Sequence[Instance], repeats: int, live: LiveTimes | None) -> Overhead:
+    """What the host adds; its loop alone where there is no live engine to be seen at work."""
 
     def least(kind: str, measure: Callable[[Instance, Any, int], float]) -> float:
         able = [(i, key) for i in instances for key in i.programs if key[0] == kind]
-        return max(0.0, measure(*min(able, key=lambda pair: pair[1][1]), repeats))
+        return max(0.0, measure(*min(able, key=lambda pair: pair[1][1]), max(repeats, 10)))
 
-    return Overhead(
-        encode=least("encode", encode_overhead) + scheduler,
-        prefill=least("prefill", language_overhead) + scheduler,
-        decode=least("decode", language_overhead),
-        move=scheduler,
-        decode_least=decode_least,
-    )
-
-
-@contextlib.contextmanager
-def _busy(instances: Sequence[Instance]) -> Iterator[None]:
-    """Instances that run one of their steps again and again: one of middling size, of their last role, on pools apart
-    from those that are timed."""
-    stop = threading.Event()
-
-    def run(call: Callable[[], Any]) -> None:
-        while not stop.is_set():
-            jax.block_until_ready(call())
-
-    threads = [threading.Thread(target=run, args=(_some_step(i),), daemon=True) for i in instances]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _some_step(instance: Instance) -> Callable[[], Any]:
-    kind = {"E": "encode", "P": "prefill", "D": "decode"}[instance.roles[-1]]
-    shapes = sorted(key[1] for key in instance.programs if key[0] == kind)
-    shape = shapes[len(shapes) // 2]
-    if kind == "encode":
-        return encode_call(instance, *shape)
-    tokens = min(shape[1], shape[-1] * instance.block_size) if kind == "prefill" else 1
-    return language_call(instance, (kind, shape), 0, tokens, Pools.fresh(instance))
+    if live is not None:
+        loop_s = live.loop_s
+    else:
+        scheduler = measure_scheduler(tuple(i.roles for i in instances), requests=60, running=16, tokens=16)
+        loop_s = scheduler.step_s + least("prefill", dispatch_s)
+    return Overhead(loop_s, least("prefill", waking_s))
