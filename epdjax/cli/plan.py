@@ -2,14 +2,17 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from epdjax.planning.allocator import Plan
+    from epdjax.planning.costs import HostCosts
+    from epdjax.planning.simulator import Seconds
     from epdjax.planning.space import Choice, Space
     from epdjax.planning.trial_runs import TrialRuns
 
@@ -18,6 +21,9 @@ HELP = (
     "an SLO, with the real scheduler under a virtual clock. Prints the serve command. It may well be a monolith. Needs "
     "the plan extra."
 )
+
+
+ATTAINMENT = 0.9  # of goodput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beta", type=float, default=0.0, metavar="X", help="price of a device, in units of the objective (default: 0)"
     )
     add("--costs", type=Path, metavar="FILE", help="a profile (default: a roofline of the chip)")
+    add(
+        "--megapixel-s",
+        type=float,
+        metavar="S",
+        help="that the host takes for a megapixel of a picture (default: as profiled; with a roofline nothing)",
+    )
+    add("--workers", type=int, default=4, metavar="N", help="requests the host prepares at a time (default: 4)")
     add("--requests", type=int, default=100, metavar="N", help="of each simulation (default: %(default)s)")
     add("--evaluations", type=int, default=200, metavar="N", help="deployments looked at (default: %(default)s)")
     add("--seed", type=int, default=0, help="of workload and search (default: %(default)s)")
@@ -81,18 +94,25 @@ def _plan(arguments: argparse.Namespace) -> int:
     space = Space(**listed, **sizes, irp=tuple(value == "on" for value in arguments.irp))
     if arguments.objective != "goodput" and not arguments.rate:
         raise ValueError(f"the objective {arguments.objective} needs --rate")
+    seconds, loop_s, host = _costs(arguments, model, capacity)
     runs = TrialRuns(
         model.config,
         _workload(arguments.workload),
         _slo(arguments.slo),
-        _costs(arguments, model, capacity),
+        seconds,
         capacity.scheduling,
         capacity.sizes,
+        loop_s,
+        host,
         arguments.requests,
         arguments.seed,
     )
     goodput = arguments.objective == "goodput"
-    objective = Goodput(runs) if goodput else metric_at(arguments.objective, runs, arguments.rate)
+    objective = (
+        Goodput(functools.partial(runs.holds, attainment=ATTAINMENT))
+        if goodput
+        else metric_at(arguments.objective, runs, arguments.rate)
+    )
     allocator = Allocator(objective, capacity.sizes, arguments.beta)
     plan = allocator.search(space, arguments.evaluations, arguments.seed)
     _print(arguments, plan, space)
@@ -125,24 +145,32 @@ def _slo(text: str) -> Any:
     return SLO(ttft, tpot)
 
 
-def _costs(arguments: argparse.Namespace, model: Any, capacity: Any) -> Any:
-    """What work takes, under a choice."""
-    import functools
-
+def _costs(
+    arguments: argparse.Namespace, model: Any, capacity: Any
+) -> tuple[Callable[["Choice"], "Seconds"], float, "HostCosts | None"]:
+    """What work takes under a choice, what the engine's loop takes, and what the host takes."""
     from epdjax.mesh.chips import chip
-    from epdjax.planning.costs import ProfiledCosts, Roofline
+    from epdjax.planning.costs import HostCosts, ProfiledCosts, Roofline
 
+    given = arguments.megapixel_s
+    host = HostCosts(given, workers=arguments.workers) if given is not None else None
     if arguments.costs:
         profile = ProfiledCosts.load(arguments.costs)
         profile.check(model.config, arguments.chip)
-        return lambda choice: dataclasses.replace(profile, buckets=capacity.scheduling(choice).buckets)
+        here = functools.partial(dataclasses.replace, profile)
+        return (
+            lambda choice: here(buckets=capacity.scheduling(choice).buckets),
+            profile.loop_s,
+            host or profile.preprocessing,
+        )
 
     @functools.cache
-    def roofline(max_units: int, max_chunk: int, max_seqs: int, choice: "Choice") -> Roofline:
-        buckets = capacity.scheduling(choice).buckets
+    def roofline(alike: "Choice") -> Roofline:
+        buckets = capacity.scheduling(alike).buckets
         return Roofline.of(model.family, model.config, chip(arguments.chip), dtype=model.dtype.name, buckets=buckets)
 
-    return lambda choice: roofline(choice.max_units, choice.max_chunk, choice.max_seqs, choice)
+    # Steps are the same for all meshes; what was found for one holds for the others.
+    return lambda choice: roofline(dataclasses.replace(choice, mesh="1EPD")), 0.0, host
 
 
 def _baselines(best: "Choice") -> dict[str, "Choice"]:

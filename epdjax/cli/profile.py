@@ -43,27 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Time, write, and say where."""
-    from difflib import get_close_matches
-
     from epdjax.cli.progress import CompileProgress
     from epdjax.demo import demo_model_path
     from epdjax.mesh.devices import resolve_mesh
-    from epdjax.models.presets import PRESETS, preset
-    from epdjax.models.registry import config_of, dtype_of, family_of
     from epdjax.planning.costs import take_profile
+    from epdjax.planning.memory import PlannedModel
     from epdjax.serving.config import EngineConfig
 
     name = arguments.model or str(demo_model_path())
     folder = Path(name) if Path(name).is_dir() else None
     try:
-        if folder is not None:
-            family, model = family_of(folder), config_of(folder)
-        elif name.lower() in {known.lower() for known in PRESETS}:
-            family, model = preset(name)
-        else:
-            near = get_close_matches(name, PRESETS, n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"model {name!r} is neither a folder nor one of the presets {', '.join(PRESETS)}{guess}")
+        model = PlannedModel.of(name)
         config = EngineConfig(model=name, irp=not arguments.no_irp, **{n: getattr(arguments, n) for n in SETTINGS})
         if arguments.repeats < 1:
             raise ValueError(f"--repeats must be at least 1, not {arguments.repeats}")
@@ -71,12 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not output.parent.is_dir():
             raise ValueError(f"cannot write {output}: there is no folder {output.parent}; make it, or name another")
         _, devices = resolve_mesh(config.mesh)
-        stored = dtype_of(folder) if folder else "bfloat16"
-        automatic = "float32" if devices[0].platform == "cpu" else stored
+        automatic = "float32" if devices[0].platform == "cpu" else model.dtype.name
         with CompileProgress() as progress:
             profile = take_profile(
-                family,
-                model,
+                model.family,
+                model.config,
                 config,
                 name=folder.resolve().name if folder else name,
                 dtype=automatic if config.dtype == "auto" else config.dtype,

@@ -15,14 +15,26 @@ HELP = (
     "this scheduler with the same times; tables 2, 3 and 8 from compiles of this project's steps for an A100, minutes "
     "each, which need the cuda12 extra."
 )
-TABLES = ("table1", "table4", "table5", "table6", "table7")
+TABLES = ("table1", "table4", "table5", "table6", "table7", "figure6", "offline")
 MEMORY = ("table2", "table3", "table8", "memory-claims")
-FIGURES = ("figure5", "figure7", "figure8")
+FIGURES = {
+    "figure5": ("MiniCPM-V 2.6, four 4K pictures", 4),
+    "figure11-2": ("MiniCPM-V 2.6, two 4K pictures", 2),
+    "figure11-6": ("MiniCPM-V 2.6, six 4K pictures", 6),
+    "figure11-8": ("MiniCPM-V 2.6, eight 4K pictures", 8),
+    "figure7": ("NextQA, 8 frames", 8),
+    "figure8": ("Video-MME, 64 frames", 64),
+}
+RATES = {  # requests per second
+    "figure7": (1.0, 4.0, 8.0, 10.0, 12.0, 15.0, 20.0),
+    "figure8": (0.25, 0.5, 1.0, 1.5, 2.0, 2.5),
+}
+PICTURE_RATES = (0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    names = ", ".join(TABLES + MEMORY + FIGURES)
+    names = ", ".join((*TABLES, *MEMORY, *FIGURES))
     add("what", nargs="+", choices=("all", *TABLES, *MEMORY, *FIGURES), metavar="WHAT", help=f"all, {names}")
     add("--models", nargs="+", metavar="NAME", help="of tables 2, 3 and 8, such as MiniCPM-V-2.6 (default: all three)")
     add("--charts", type=Path, default=Path("build"), metavar="DIR", help="where figures go (default: %(default)s)")
@@ -72,16 +84,9 @@ def _figure(name: str, folder: Path) -> None:
     from epdjax.planning.charts import attainment_chart
     from epdjax.planning.paper.attainment import by_frames, by_pictures
 
-    curves = {
-        "figure5": (
-            "MiniCPM-V 2.6, four 4K pictures",
-            lambda: by_pictures(4, (0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
-        ),
-        "figure7": ("NextQA, 8 frames", lambda: by_frames(8, (1.0, 4.0, 8.0, 10.0, 12.0, 15.0, 20.0))),
-        "figure8": ("Video-MME, 64 frames", lambda: by_frames(64, (0.25, 0.5, 1.0, 1.5, 2.0, 2.5))),
-    }
-    title, make = curves[name]
-    points = {curve.system: curve.points for curve in make()}
+    title, count = FIGURES[name]
+    curves = by_frames(count, RATES[name]) if name in RATES else by_pictures(count, PICTURE_RATES)
+    points = {curve.system: curve.points for curve in curves}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     attainment_chart(path, points, title)

@@ -77,31 +77,29 @@ class Goodput:
     """The highest rate at which enough requests meet the SLO.
 
     Args:
-        simulate: see `Simulate`; its reports say the attainment.
-        attainment: share of requests.
+        holds: whether they do, of a choice at a rate in requests per second.
         most: no rate beyond it is tried.
+        first: the first rate tried; for further choices the last answer's power of two.
     """
 
-    def __init__(self, simulate: Simulate, attainment: float = 0.9, most: float = 1000.0, first: float = 1.0):
-        self._simulate, self._attainment, self._most, self._first = simulate, attainment, most, first
+    def __init__(self, holds: Callable[[Choice, float], bool], most: float = 1024.0, first: float = 1.0):
+        self._holds, self._most, self._least, self._first = holds, most, first / 1024, first
 
     def __call__(self, choice: Choice) -> float:
-        """Requests per second; 0 where even a thousandth of the first guess is too much."""
+        """Requests per second; 0 where even a thousandth of the very first guess is too much."""
         low, high = 0.0, self._first
         while self._holds(choice, high):
             low, high = high, high * 2
             if low >= self._most:
                 return low
-        while not low and high > self._first / 1000:
+        while not low and high > self._least:
             low = high / 2 if self._holds(choice, high / 2) else 0.0
             high = high if low else high / 2
+        self._first = low or self._first
         while low and high / low > RATES:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self._holds(choice, middle) else (low, middle)
         return low
-
-    def _holds(self, choice: Choice, rate: float) -> bool:
-        return self._simulate(choice, rate).attainment >= self._attainment
 
 
 METRICS: dict[str, Callable[[Report], float]] = {

@@ -37,6 +37,11 @@ class Media:
     frames: int = 1
     seconds: float = 0.0
 
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Of each of its pictures or frames; none of a clip."""
+        return () if self.kind == "audio" else (self.width * self.height,) * self.frames
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"media are of kind {', '.join(KINDS)}, not {self.kind!r}")

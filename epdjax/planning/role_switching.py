@@ -88,6 +88,7 @@ def run(seconds: Seconds, *, switching: bool, seed: int = 0, settings: Controlle
         seconds,
         controller=(settings or ControllerSettings()) if switching else None,
         migrate_s=MIGRATE_S,
+        in_order=False,  # in the paper's stack KV is pulled beside the steps
     )
     timelines = list(simulation.run(requests(seed)).values())
     return Outcome(

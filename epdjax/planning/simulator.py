@@ -1,8 +1,7 @@
 """The serving scheduler under a virtual clock: what a deployment would do, with what its work takes given by a model.
 
 It is the very scheduler that the live engine runs, its role switches and their controller included; only time is not
-real. An instance does one thing at a time, and so does a link between two of them; KV leaves an instance when it has
-done what it was given before.
+real. An instance does one thing at a time, and so does a link between two of them.
 """
 
 import dataclasses
@@ -102,6 +101,8 @@ class Simulation:
         finish_s: see `EngineConfig.offload_s`.
         host: prepares media; None: that takes no time.
         cores: that devices share; None: each has its own.
+        in_order: whether KV leaves an instance only when it has done what it was given before, as it is with this
+            engine, whose steps and gathers are in one queue of the device.
         loop_s: that the engine's loop, one thing at a time, takes for any work that has ended.
         sample_s: between samples of the queues.
     """
@@ -119,6 +120,7 @@ class Simulation:
         finish_s: float = 0.5,
         host: Host | None = None,
         cores: Cores | None = None,
+        in_order: bool = True,
         loop_s: float = 0.0,
         sample_s: float = 0.1,
     ):
@@ -133,14 +135,21 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
         self._cores, self._lanes = cores, Lanes(cores.count, cores.waking_s) if cores else Lanes()
-        self._host, self._loop_s, self._left = host, loop_s, 0
+        self._host, self._loop_s, self._in_order, self._left = host, loop_s, in_order, 0
+        self._enough: Callable[[Timeline], bool] | None = None
         self._gauges, self._mm_moves = Gauges(self.scheduler, sample_s), MMMoves()
         self.timelines: dict[str, Timeline] = {}
         self.switches: list[Switched] = []
         self.decisions: list[tuple[float, Decision]] = []
 
-    def run(self, arrivals: Sequence[tuple[float, RequestSpec]]) -> dict[str, Timeline]:
+    def run(
+        self, arrivals: Sequence[tuple[float, RequestSpec]], enough: Callable[[Timeline], bool] | None = None
+    ) -> dict[str, Timeline]:
         """Serve requests that arrive at given seconds, to the end of the last.
+
+        Args:
+            enough: asked of each request that ends whether to stop there; then those that have come are as they are,
+                and the others have no timeline.
 
         Raises:
             RuntimeError: nothing can go on although requests are left, which is a bug.
@@ -149,8 +158,8 @@ class Simulation:
             self._at(at, functools.partial(self._arrive, spec))
         if self._controller is not None and self._settings is not None:
             self._at(self._settings.interval_s, self._tick)
-        self._left = len(arrivals)
-        while self._left:
+        self._left, self._enough = len(arrivals), enough
+        while self._left > 0:
             now = min(self._next_event, self._lanes.next)
             if now == math.inf:
                 raise RuntimeError(f"stuck with {self.scheduler.counts()}")
@@ -203,8 +212,8 @@ class Simulation:
             case MoveMM():
                 self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand)
             case MoveKV():
-                link = (work.source, work.instance)
-                self._lanes.start(link, seconds, end, now, demand=demand, after=work.source)
+                after = work.source if self._in_order else None
+                self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand, after=after)
             case _:
                 self._lanes.start(work.instance, seconds, end, now, demand=demand)
 
@@ -245,6 +254,8 @@ class Simulation:
         timeline = self.timelines[request_id]
         timeline.finished, timeline.reason = now, reason
         self._left -= 1
+        if self._enough is not None and self._enough(timeline):
+            self._left = 0
 
     # ---- role switching -------------------------------------------------------------------------------------------
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 
 from epdjax.mesh.places import Place
 from epdjax.models.model_config import ModelConfig
-from epdjax.planning.metrics import SLO, Report
-from epdjax.planning.simulator import Seconds, Simulation
+from epdjax.planning.costs.host import HostCosts
+from epdjax.planning.metrics import SLO, Report, Timeline
+from epdjax.planning.simulator import Host, Seconds, Simulation
 from epdjax.planning.space import Choice
 from epdjax.planning.workloads import Ask, Workload, request_specs
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.request import RequestSpec
 
 LASTING = 4  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
 MOST_REQUESTS = 400
@@ -27,6 +29,7 @@ class TrialRuns:
         workload: what is asked; a sequence is a trace, whose gaps are stretched to the rate.
         slo: what requests are to meet.
         seconds: what work takes, under a choice.
+        loop_s: see `Simulation`. host: prepares requests; None: that takes no time.
         scheduling: limits and shapes, under a choice. sizes: of instances, likewise.
         count: requests of a run, at least; at high rates as many more as it takes for a queue to build up.
         seed: of the workload.
@@ -38,17 +41,53 @@ class TrialRuns:
     seconds: Callable[[Choice], Seconds]
     scheduling: Callable[[Choice], SchedulerConfig]
     sizes: Callable[[Choice], Callable[[Place], InstanceSpec]]
+    loop_s: float = 0.0
+    host: HostCosts | None = None
     count: int = 200
     seed: int = 0
 
     @functools.cache  # noqa: B019  (runs live as long as a plan is made)
     def __call__(self, choice: Choice, rate: float) -> Report:
         """A choice at a rate, requests per second."""
-        config = self.scheduling(choice)
-        arrivals = request_specs(self._asks(rate), self.model, config.buckets.unit_sizes, self.slo.ttft_s)
-        simulation = Simulation(choice.mesh, config, self.sizes(choice), self.seconds(choice), irp=choice.irp)
+        simulation, arrivals = self._ready(choice, rate)
         simulation.run(arrivals)
         return simulation.report(self.slo)
+
+    @functools.cache  # noqa: B019
+    def holds(self, choice: Choice, rate: float, attainment: float) -> bool:
+        """Whether such a share of the requests meets the SLO; a run ends as soon as that is known."""
+        simulation, arrivals = self._ready(choice, rate)
+        may_miss, met, missed = math.floor((1 - attainment) * len(arrivals) + 1e-9), 0, 0
+
+        def enough(timeline: Timeline) -> bool:
+            nonlocal met, missed
+            meets = timeline.meets(self.slo)
+            met, missed = met + meets, missed + (not meets)
+            return missed > may_miss or met >= len(arrivals) - may_miss
+
+        simulation.run(arrivals, enough)
+        return missed <= may_miss
+
+    def _ready(self, choice: Choice, rate: float) -> tuple[Simulation, list[tuple[float, RequestSpec]]]:
+        config, asks = self.scheduling(choice), self._asks(rate)
+        arrivals = request_specs(asks, self.model, config.buckets.unit_sizes, self.slo.ttft_s)
+        host = None
+        if self.host is not None:
+            seconds = {
+                spec.request_id: self.host.preprocess_s(*(pixels for media in ask.media for pixels in media.pixels))
+                for ask, (_, spec) in zip(asks, arrivals)
+            }
+            host = Host(lambda spec: seconds[spec.request_id], self.host.workers)
+        simulation = Simulation(
+            choice.mesh,
+            config,
+            self.sizes(choice),
+            self.seconds(choice),
+            irp=choice.irp,
+            host=host,
+            loop_s=self.loop_s,
+        )
+        return simulation, arrivals
 
     def _asks(self, rate: float) -> list[Ask]:
         lasting = math.ceil(rate * LASTING * self.slo.ttft_s)

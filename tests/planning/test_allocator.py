@@ -5,9 +5,16 @@ import math
 import pytest
 
 from epdjax.mesh.spec import MeshSpec
+from epdjax.models.presets import preset
 from epdjax.planning.allocator import Allocator, Goodput, NothingFits
-from epdjax.planning.metrics import Report, Spread, report
+from epdjax.planning.costs import ConstantCosts
+from epdjax.planning.metrics import SLO
+from epdjax.planning.simulator import Sizes
 from epdjax.planning.space import PARTITIONS, Choice, Space
+from epdjax.planning.trial_runs import TrialRuns
+from epdjax.planning.workloads import workload
+from epdjax.serving.config import EngineConfig
+from epdjax.serving.deployment import scheduling_for
 
 EVERYTHING = Space(max_units=(1, 2, 4, 8), max_chunk=(256, 512, 1024, 2048), max_seqs=(8, 16, 64))
 
@@ -94,23 +101,37 @@ def test_runner_up_and_sensitivity() -> None:
     assert set(found) == {"mesh", "max_units", "max_chunk", "max_seqs"}
 
 
-def attained(share: float) -> Report:
-    blank = Spread.of([])
-    return Report(1.0, 1, 1, 1, blank, blank, blank, blank, share)
-
-
 @pytest.mark.parametrize("limit", [0.004, 0.3, 1.0, 7.7, 600.0])
 def test_goodput_is_the_highest_rate_that_holds(limit: float) -> None:
-    runs = []
+    runs: list[float] = []
 
-    def simulate(choice: Choice, rate: float) -> Report:
+    def holds(choice: Choice, rate: float) -> bool:
         runs.append(rate)
-        return attained(1.0 if rate <= limit else 0.5)
+        return rate <= limit
 
-    found = Goodput(simulate)(Choice("1EPD"))
+    goodput = Goodput(holds)
+    found = goodput(Choice("1EPD"))
     assert limit / 1.06 < found <= limit
     assert len(runs) < 25
+    runs.clear()
+    assert goodput(Choice("1EPD")) == found, "wherever the search begins"
+    assert len(runs) <= 8
 
 
 def test_a_goodput_of_nothing() -> None:
-    assert Goodput(lambda choice, rate: report([]))(Choice("1EPD")) == 0.0
+    assert Goodput(lambda choice, rate: False)(Choice("1EPD")) == 0.0
+
+
+@pytest.mark.parametrize("mesh", ["3EPD", "1E1P1D"])
+def test_a_run_may_end_when_its_outcome_is_known(mesh: str) -> None:
+    _, model = preset("MiniCPM-V-2.6")
+    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
+    costs = ConstantCosts(encode_unit_s=(0.03,), prefill_token_s=0.0002, decode_s=0.01)
+    sizes = Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
+    runs = TrialRuns(
+        model, workload("pictures-1"), SLO(1.0, 0.05), lambda _: costs, lambda _: config, lambda _: sizes, count=50
+    )
+    choice = Choice(mesh)
+    found = [(runs.holds(choice, rate, 0.9), runs(choice, rate).attainment >= 0.9) for rate in (0.5, 1, 2, 3, 4, 8, 16)]
+    assert all(held == attained for held, attained in found)
+    assert {held for held, _ in found} == {True, False}

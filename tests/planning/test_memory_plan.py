@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
 
 from epdjax.cli import main
+from epdjax.demo import demo_model_path
 from epdjax.mesh.spec import Group, MeshSpec
 from epdjax.mesh.targets import target_devices, target_memory
 from epdjax.models.presets import preset
@@ -25,6 +27,7 @@ from epdjax.planning.memory_search import (
 )
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import build
+from tests.models.families import minicpmv
 from tests.planning.benchmarks.small_models import SMALL
 
 PICTURE = Picture(units=3, tokens=4, size=1)
@@ -68,13 +71,25 @@ def test_the_most_is_found_in_few_tries(shape: str, room: int, limit: int, start
         assert 0.9 * right - 1 <= near <= right and len(asked) <= 5
 
 
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "random InternVL": lambda made: write_random_internvl(made, SMALL) or made,
+    "tiny MiniCPM-V": lambda made: minicpmv.make(made) or made,
+    "demo": lambda _: demo_model_path(),
+}
+
+
 @pytest.mark.slow
-def test_pools_and_weights_are_those_of_a_deployment(folder: Path, sizes: StepSizes) -> None:
-    """Bytes that are planned for each kind of instance against the bytes of live arrays."""
-    config = EngineConfig(folder, "1E1PD", dtype="float32", max_model_len=128, max_seqs=4, kv_blocks=40, max_units=1)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_what_is_planned_is_what_a_deployment_holds(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Bytes of weights and pools of each kind of instance against those of live arrays, one by one to the byte, and
+    against all that is alive on its device within 2 %."""
+    folder = make(tmp_path)
+    sizes = StepSizes(PlannedModel.of(str(folder), "float32"), jax.devices()[:1])
+    config = EngineConfig(folder, "1E1PD", dtype="float32", max_model_len=256, max_seqs=4, kv_blocks=100, max_units=1)
+    before = [_alive(device) for device in jax.devices()[:2]]
     deployment = build(config)
-    for group, instance in zip(MeshSpec.parse("1E1PD").groups, deployment.instances.values(), strict=True):
-        made = instance_memory(sizes, group, config, 1 << 30)
+    for group, instance, old in zip(MeshSpec.parse("1E1PD").groups, deployment.instances.values(), before, strict=True):
+        made = instance_memory(sizes, group, config, 1 << 32)
         assert made.roles == instance.roles
         weights = sum(leaf.nbytes for _, leaves in instance.parts.values() for leaf in leaves)
         assert made.weights == weights
@@ -82,6 +97,14 @@ def test_pools_and_weights_are_those_of_a_deployment(folder: Path, sizes: StepSi
         assert made.slots == sum(array.nbytes for array in jax.tree.leaves(instance.slots))
         assert made.mm_pool == (instance.mm_pool.nbytes if "P" in made.roles else 0)
         assert made.peak == made.kept + made.kv_pool == made.budget - made.left
+        (device,) = instance.submesh.mesh.devices.flat
+        assert _alive(device) - old == pytest.approx(weights + made.kv_pool + made.slots + made.mm_pool, rel=0.02)
+
+
+def _alive(device: jax.Device) -> int:
+    """Bytes of arrays on a device."""
+    shards = (shard for array in jax.live_arrays() for shard in array.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
 def test_one_unit_more_would_not_fit(sizes: StepSizes) -> None:

@@ -243,7 +243,7 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "InternVL2-7B"], "did you mean InternVL2-"),
+        (["--model", "InternVL2-7B"], "did you mean 'InternVL2-"),
         (["--mesh", "1E1P"], "no instance for decode (D)"),
         (["--mesh", "900EPD"], "takes 900 devices"),
         (["--repeats", "0"], "--repeats must be at least 1"),
