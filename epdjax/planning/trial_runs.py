@@ -17,7 +17,7 @@ from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.request import RequestSpec
 
 LASTING = 4  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
-MOST_REQUESTS = 400
+MOST_REQUESTS = 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
