@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from epdjax.planning.allocator import Plan
     from epdjax.planning.costs import HostCosts
+    from epdjax.planning.machine import Machine
     from epdjax.planning.simulator import Seconds
     from epdjax.planning.space import Choice, Space
     from epdjax.planning.trial_runs import TrialRuns
@@ -94,7 +95,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     space = Space(**listed, **sizes, irp=tuple(value == "on" for value in arguments.irp))
     if arguments.objective != "goodput" and not arguments.rate:
         raise ValueError(f"the objective {arguments.objective} needs --rate")
-    seconds, loop_s, host = _costs(arguments, model, capacity)
+    seconds, machine, host = _costs(arguments, model, capacity)
     runs = TrialRuns(
         model.config,
         _workload(arguments.workload),
@@ -102,7 +103,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         seconds,
         capacity.scheduling,
         capacity.sizes,
-        loop_s,
+        machine,
         host,
         arguments.requests,
         arguments.seed,
@@ -147,10 +148,11 @@ def _slo(text: str) -> Any:
 
 def _costs(
     arguments: argparse.Namespace, model: Any, capacity: Any
-) -> tuple[Callable[["Choice"], "Seconds"], float, "HostCosts | None"]:
-    """What work takes under a choice, what the engine's loop takes, and what the host takes."""
+) -> tuple[Callable[["Choice"], "Seconds"], "Machine", "HostCosts | None"]:
+    """What work takes under a choice, what deployments run on, and what preparing requests takes."""
     from epdjax.mesh.chips import chip
     from epdjax.planning.costs import HostCosts, ProfiledCosts, Roofline
+    from epdjax.planning.machine import IDEAL
 
     given = arguments.megapixel_s
     host = HostCosts(given, workers=arguments.workers) if given is not None else None
@@ -160,7 +162,7 @@ def _costs(
         here = functools.partial(dataclasses.replace, profile)
         return (
             lambda choice: here(buckets=capacity.scheduling(choice).buckets),
-            profile.loop_s,
+            profile.machine,
             host or profile.preprocessing,
         )
 
@@ -170,7 +172,7 @@ def _costs(
         return Roofline.of(model.family, model.config, chip(arguments.chip), dtype=model.dtype.name, buckets=buckets)
 
     # Steps are the same for all meshes; what was found for one holds for the others.
-    return lambda choice: roofline(dataclasses.replace(choice, mesh="1EPD")), 0.0, host
+    return lambda choice: roofline(dataclasses.replace(choice, mesh="1EPD")), IDEAL, host
 
 
 def _baselines(best: "Choice") -> dict[str, "Choice"]:

@@ -9,6 +9,7 @@ import random
 import statistics
 from collections.abc import Callable
 
+from epdjax.planning.machine import Machine
 from epdjax.planning.metrics import Timeline
 from epdjax.planning.simulator import Seconds, Simulation, Sizes, Switched
 from epdjax.serving.admission import SchedulerConfig
@@ -88,7 +89,7 @@ def run(seconds: Seconds, *, switching: bool, seed: int = 0, settings: Controlle
         seconds,
         controller=(settings or ControllerSettings()) if switching else None,
         migrate_s=MIGRATE_S,
-        in_order=False,  # in the paper's stack KV is pulled beside the steps
+        machine=Machine(in_order=False),  # in the paper's stack KV is pulled beside the steps
     )
     timelines = list(simulation.run(requests(seed)).values())
     return Outcome(

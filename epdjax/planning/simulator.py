@@ -15,6 +15,7 @@ from epdjax.mesh.places import Place, places_of, spec_of
 from epdjax.mesh.spec import MeshSpec
 from epdjax.planning.gauges import Gauges, MMMoves
 from epdjax.planning.lanes import Lanes
+from epdjax.planning.machine import IDEAL, Machine
 from epdjax.planning.metrics import SLO, Moves, Report, Timeline, report
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.controller import Controller, ControllerSettings, Decision
@@ -28,32 +29,6 @@ from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
 Seconds = Callable[[Work, InstanceSpec], float]
 """What work takes on an instance."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """The host's part of a request before the scheduler sees it: media are decoded, resized and cut.
-
-    Attributes:
-        seconds: that a request's media take. workers: how many requests are prepared at the same time.
-    """
-
-    seconds: Callable[[RequestSpec], float]
-    workers: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Cores:
-    """Cores that all devices share, as virtual CPU devices do.
-
-    Attributes:
-        count: how many there are. demand: how many work keeps busy on an instance.
-        waking_s: that work takes longer before which nothing ran.
-    """
-
-    count: float
-    demand: Callable[[Work, InstanceSpec], float]
-    waking_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +74,7 @@ class Simulation:
         controller: settings of role switching; None: roles stay.
         migrate_s: of a switch, from an instance being free to its new roles, by the roles taken on.
         finish_s: see `EngineConfig.offload_s`.
-        host: prepares media; None: that takes no time.
-        cores: that devices share; None: each has its own.
-        in_order: whether KV leaves an instance only when it has done what it was given before, as it is with this
-            engine, whose steps and gathers are in one queue of the device.
-        loop_s: that the engine's loop, one thing at a time, takes for any work that has ended.
+        machine: what it runs on.
         sample_s: between samples of the queues.
     """
 
@@ -118,10 +89,7 @@ class Simulation:
         controller: ControllerSettings | None = None,
         migrate_s: Mapping[str, float] | None = None,
         finish_s: float = 0.5,
-        host: Host | None = None,
-        cores: Cores | None = None,
-        in_order: bool = True,
-        loop_s: float = 0.0,
+        machine: Machine = IDEAL,
         sample_s: float = 0.1,
     ):
         self._places = places_of(MeshSpec.parse(mesh), irp=irp)
@@ -134,8 +102,9 @@ class Simulation:
         self._costs_s: dict[tuple[str, str], float] = {}
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
-        self._cores, self._lanes = cores, Lanes(cores.count, cores.waking_s) if cores else Lanes()
-        self._host, self._loop_s, self._in_order, self._left = host, loop_s, in_order, 0
+        cores = machine.cores
+        self._machine, self._lanes = machine, Lanes(cores.count, cores.waking_s) if cores else Lanes()
+        self._left = 0
         self._enough: Callable[[Timeline], bool] | None = None
         self._gauges, self._mm_moves = Gauges(self.scheduler, sample_s), MMMoves()
         self.timelines: dict[str, Timeline] = {}
@@ -190,10 +159,10 @@ class Simulation:
 
     def _arrive(self, spec: RequestSpec, now: float) -> None:
         self.timelines[spec.request_id] = Timeline(now)
-        prepare_s = self._host.seconds(spec) if self._host is not None else 0.0
-        if self._host is not None and prepare_s:
+        host = self._machine.host
+        if host is not None and (prepare_s := host.seconds(spec)):
             enter = functools.partial(self._enter, spec)
-            self._lanes.start("host", prepare_s, lambda _, now: enter(now), now, demand=1.0, width=self._host.workers)
+            self._lanes.start("host", prepare_s, lambda _, now: enter(now), now, demand=1.0, width=host.workers)
         else:
             self._enter(spec, now)
 
@@ -207,12 +176,13 @@ class Simulation:
         instance = self.scheduler.instances[work.instance].spec
         seconds = self._seconds(work, instance)
         end = functools.partial(self._ended, work)
-        demand = self._cores.demand(work, instance) if self._cores is not None else 0.0
+        cores = self._machine.cores
+        demand = cores.demand(work, instance) if cores is not None else 0.0
         match work:
             case MoveMM():
                 self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand)
             case MoveKV():
-                after = work.source if self._in_order else None
+                after = work.source if self._machine.in_order else None
                 self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand, after=after)
             case _:
                 self._lanes.start(work.instance, seconds, end, now, demand=demand)
@@ -221,9 +191,9 @@ class Simulation:
         seconds = now - began
         if not isinstance(work, (MoveMM, MoveKV)):
             self._gauges.ran(work.instance, seconds)
-        if self._loop_s:
+        if self._machine.loop_s:
             handle = functools.partial(self._finish, work, seconds)
-            self._lanes.start("loop", self._loop_s, lambda _, now: handle(now), now, demand=1.0)
+            self._lanes.start("loop", self._machine.loop_s, lambda _, now: handle(now), now, demand=1.0)
         else:
             self._finish(work, seconds, now)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from epdjax.mesh.places import Place
 from epdjax.models.model_config import ModelConfig
 from epdjax.planning.costs.host import HostCosts
+from epdjax.planning.machine import IDEAL, Machine
 from epdjax.planning.metrics import SLO, Report, Timeline
-from epdjax.planning.simulator import Host, Seconds, Simulation
+from epdjax.planning.simulator import Seconds, Simulation
 from epdjax.planning.space import Choice
 from epdjax.planning.workloads import Ask, Workload, request_specs
 from epdjax.serving.admission import SchedulerConfig
@@ -29,7 +30,7 @@ class TrialRuns:
         workload: what is asked; a sequence is a trace, whose gaps are stretched to the rate.
         slo: what requests are to meet.
         seconds: what work takes, under a choice.
-        loop_s: see `Simulation`. host: prepares requests; None: that takes no time.
+        machine: what deployments run on, but for the preparing of requests: `host`; None: that takes no time.
         scheduling: limits and shapes, under a choice. sizes: of instances, likewise.
         count: requests of a run, at least; at high rates as many more as it takes for a queue to build up.
         seed: of the workload.
@@ -41,7 +42,7 @@ class TrialRuns:
     seconds: Callable[[Choice], Seconds]
     scheduling: Callable[[Choice], SchedulerConfig]
     sizes: Callable[[Choice], Callable[[Place], InstanceSpec]]
-    loop_s: float = 0.0
+    machine: Machine = IDEAL
     host: HostCosts | None = None
     count: int = 200
     seed: int = 0
@@ -71,23 +72,15 @@ class TrialRuns:
     def _ready(self, choice: Choice, rate: float) -> tuple[Simulation, list[tuple[float, RequestSpec]]]:
         config, asks = self.scheduling(choice), self._asks(rate)
         arrivals = request_specs(asks, self.model, config.buckets.unit_sizes, self.slo.ttft_s)
-        host = None
+        machine = self.machine
         if self.host is not None:
-            seconds = {
-                spec.request_id: self.host.preprocess_s(*(pixels for media in ask.media for pixels in media.pixels))
+            pixels = {
+                spec.request_id: [pixels for media in ask.media for pixels in media.pixels]
                 for ask, (_, spec) in zip(asks, arrivals)
             }
-            host = Host(lambda spec: seconds[spec.request_id], self.host.workers)
-        simulation = Simulation(
-            choice.mesh,
-            config,
-            self.sizes(choice),
-            self.seconds(choice),
-            irp=choice.irp,
-            host=host,
-            loop_s=self.loop_s,
-        )
-        return simulation, arrivals
+            machine = dataclasses.replace(machine, host=self.host.host(pixels))
+        sizes, seconds = self.sizes(choice), self.seconds(choice)
+        return Simulation(choice.mesh, config, sizes, seconds, irp=choice.irp, machine=machine), arrivals
 
     def _asks(self, rate: float) -> list[Ask]:
         lasting = math.ceil(rate * LASTING * self.slo.ttft_s)

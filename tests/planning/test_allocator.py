@@ -1,13 +1,14 @@
 """The search for the best deployment, on objectives whose optimum is known."""
 
 import math
+from functools import partial
 
 import pytest
 
 from epdjax.mesh.spec import MeshSpec
 from epdjax.models.presets import preset
 from epdjax.planning.allocator import Allocator, Goodput, NothingFits
-from epdjax.planning.costs import ConstantCosts
+from epdjax.planning.costs import ConstantCosts, HostCosts
 from epdjax.planning.metrics import SLO
 from epdjax.planning.simulator import Sizes
 from epdjax.planning.space import PARTITIONS, Choice, Space
@@ -135,3 +136,17 @@ def test_a_run_may_end_when_its_outcome_is_known(mesh: str) -> None:
     found = [(runs.holds(choice, rate, 0.9), runs(choice, rate).attainment >= 0.9) for rate in (0.5, 1, 2, 3, 4, 8, 16)]
     assert all(held == attained for held, attained in found)
     assert {held for held, _ in found} == {True, False}
+
+
+def test_the_host_may_be_what_is_slow() -> None:
+    _, model = preset("MiniCPM-V-2.6")
+    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
+    costs, sizes = ConstantCosts(encode_unit_s=(0.01,)), Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
+    found = []
+    for host in (None, HostCosts(megapixel_s=0.1, workers=2)):
+        runs = TrialRuns(
+            model, workload("pictures-1"), SLO(5.0, 0.05), lambda _: costs, lambda _: config, lambda _: sizes, host=host
+        )
+        found.append(Goodput(partial(runs.holds, attainment=0.9))(Choice("4EPD")))
+    most = 2 / (0.1 * 4032 * 3024 / 1e6)  # pictures per second
+    assert found[0] > 5 * most and found[1] == pytest.approx(most, rel=0.4)

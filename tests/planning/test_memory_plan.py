@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -102,9 +103,10 @@ def test_what_is_planned_is_what_a_deployment_holds(make: Callable[[Path], Path]
 
 
 def _alive(device: jax.Device) -> int:
-    """Bytes of arrays on a device."""
-    shards = (shard for array in jax.live_arrays() for shard in array.addressable_shards)
-    return sum(shard.data.nbytes for shard in shards if shard.device == device)
+    """Bytes of arrays on a device, each buffer once, without those that nobody has."""
+    gc.collect()
+    shards = [shard.data for array in jax.live_arrays() for shard in array.addressable_shards if shard.device == device]
+    return sum({data.unsafe_buffer_pointer(): data.nbytes for data in shards}.values())
 
 
 def test_one_unit_more_would_not_fit(sizes: StepSizes) -> None:

@@ -26,6 +26,8 @@ SMALL = ["--requests", "20", "--max-model-len", "4096", "--max-units", "4", "--m
         (["MiniCPM-V-2.6", "--objective", "beauty", "--rate", "1"], "not 'beauty'"),
         (["MiniCPM-V-2.6", "--costs", "nowhere.json"], "nowhere.json"),
         (["MiniCPM-V-2.6", "--devices", "0"], "at least 1"),
+        (["MiniCPM-V-2.6", "--megapixel-s", "-1"], "megapixel_s must not be negative"),
+        (["MiniCPM-V-2.6", "--megapixel-s", "0.1", "--workers", "0"], "workers must be at least 1"),
     ],
 )
 def test_mistakes_are_named(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:

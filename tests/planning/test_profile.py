@@ -24,6 +24,7 @@ from epdjax.planning.costs.profile import (
     Taken,
     digest,
 )
+from epdjax.planning.machine import Machine
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.ledger import InstanceSpec
@@ -141,11 +142,12 @@ def test_beyond_what_was_timed() -> None:
 
 
 def test_cores_are_shared_where_devices_are_virtual() -> None:
-    assert ProfiledCosts(MADE_UP).cores is None
+    assert ProfiledCosts(MADE_UP).machine == Machine()
     costs = ProfiledCosts(dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2), overhead=Overhead(0.1, 0.2)))
-    assert costs.cores is not None and (costs.cores.count, costs.cores.waking_s, costs.loop_s) == (2, 0.2, 0.1)
+    cores = costs.machine.cores
+    assert cores is not None and (cores.count, cores.waking_s, costs.machine.loop_s) == (2, 0.2, 0.1)
     works = ((encode(1), E), (prefill(0, 64), P), (decode(5), D), (move_kv(1), D))
-    assert [costs.cores.demand(work, instance) for work, instance in works] == [1.5, 1.25, 1.75, 1.0]
+    assert [cores.demand(work, instance) for work, instance in works] == [1.5, 1.25, 1.75, 1.0]
 
 
 def test_instances_like_one_another() -> None:

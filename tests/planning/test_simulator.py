@@ -6,8 +6,9 @@ import math
 import pytest
 
 from epdjax.models.presets import preset
+from epdjax.planning.machine import Cores, Host, Machine
 from epdjax.planning.metrics import SLO
-from epdjax.planning.simulator import Cores, Host, Simulation, Sizes
+from epdjax.planning.simulator import Simulation, Sizes
 from epdjax.planning.workloads import request_specs, workload
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import default_buckets
@@ -72,13 +73,13 @@ def test_devices_that_share_cores() -> None:
     spec = RequestSpec("r", 100, 1, (64,))
     arrivals = [(0.0, spec), (0.0, dataclasses.replace(spec, request_id="s"))]
     cores = Cores(2.0, lambda work, _: 2.0 if isinstance(work, Encode) else 0.0)
-    options = {"irp": False, "cores": cores}
+    options = {"irp": False, "machine": Machine(cores=cores)}
     alone, both = (simulate("2E1P1D", some, **options).timelines for some in (arrivals[:1], arrivals))
     assert alone["r"].ttft_s == pytest.approx(0.1 + 0.05 + 0.1)
     assert max(t.ttft_s for t in both.values()) == pytest.approx(0.2 + 0.05 + 0.2, abs=0.11)
     assert min(t.ttft_s for t in both.values()) >= 0.2 + 0.05 + 0.1 - 1e-9
-    options["cores"] = dataclasses.replace(cores, waking_s=0.01)
-    slow = simulate("2E1P1D", arrivals[:1], **options, loop_s=0.001).timelines["r"]
+    options["machine"] = Machine(cores=dataclasses.replace(cores, waking_s=0.01), loop_s=0.001)
+    slow = simulate("2E1P1D", arrivals[:1], **options).timelines["r"]
     assert slow.ttft_s == pytest.approx(alone["r"].ttft_s + 0.01 + 3 * 0.001)
 
 
@@ -86,7 +87,7 @@ def test_media_are_prepared_by_a_few_workers() -> None:
     picture = RequestSpec("a", 100, 1, (64,))
     arrivals = [(0.0, picture), (0.0, RequestSpec("b", 100, 1, (64,))), (0.0, RequestSpec("c", 10, 1))]
     host = Host(lambda spec: 1.0 if spec.units else 0.0, workers=1)
-    found = simulate("1E1P1D", arrivals, host=host).timelines
+    found = simulate("1E1P1D", arrivals, machine=Machine(host)).timelines
     assert found["a"].ttft_s == pytest.approx(1.0 + 0.1 + 0.05 + 0.1)
     assert found["b"].ttft_s == pytest.approx(2.0 + 0.1 + 0.05 + 0.1)
     assert found["c"].ttft_s == pytest.approx(0.01)

@@ -15,11 +15,10 @@ from epdjax.planning.benchmarks.traffic import Arrival, Mix, poisson
 from epdjax.planning.costs import ProfiledCosts, take_profile
 from epdjax.planning.metrics import Report, Timeline, report
 from epdjax.planning.replay import Recording, first_difference, record, replay
-from epdjax.planning.simulator import Host, Simulation
+from epdjax.planning.simulator import Simulation
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
-from epdjax.serving.request import RequestSpec
 
 # Everybody stays to the end, and hardly two pictures are the same.
 MIX = Mix(text=0.4, one_picture=0.45, four_pictures=0.15, long_prompt=0.0, answer=(8, 40), pictures=100_000)
@@ -140,21 +139,10 @@ def _simulate(
 ) -> Simulation:
     specs = {spec.request_id: spec for name, (spec, *_) in recording.calls if name == "add"}
     sizes = {spec.name: spec for spec in recording.specs}
-    host = costs.preprocessing
     pixels = {name: [picture.width * picture.height for picture in _pictures(arrivals[name])] for name in arrivals}
-
-    def prepare_s(spec: RequestSpec) -> float:
-        return host.preprocess_s(*pixels[spec.request_id]) if host else 0.0
-
-    simulation = Simulation(
-        mesh,
-        recording.config,
-        lambda place: sizes[place.name],
-        costs,
-        host=Host(prepare_s, host.workers) if host else None,
-        cores=costs.cores,
-        loop_s=costs.loop_s,
-    )
+    host = costs.preprocessing.host(pixels) if costs.preprocessing else None
+    machine = dataclasses.replace(costs.machine, host=host)
+    simulation = Simulation(mesh, recording.config, lambda place: sizes[place.name], costs, machine=machine)
     simulation.run([(timeline.arrived, specs[name]) for name, timeline in timelines.items()])
     return simulation
 

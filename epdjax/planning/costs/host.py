@@ -1,6 +1,9 @@
 """What the host takes of a request before the scheduler has it: its media are decoded, resized and cut."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+
+from epdjax.planning.machine import Host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,10 @@ class HostCosts:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+
+    def host(self, pixels: Mapping[str, Sequence[float]]) -> Host:
+        """The host of requests with such pictures, by the requests' names."""
+        return Host(lambda spec: self.preprocess_s(*pixels[spec.request_id]), self.workers)
 
     def preprocess_s(self, *pixels: float) -> float:
         """Of a request with pictures of so many pixels each, while no other request is in the way."""

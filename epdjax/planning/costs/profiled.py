@@ -16,7 +16,7 @@ from epdjax.mesh.chips import CHIPS
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.ladder import between, line, rung
 from epdjax.planning.costs.profile import DecodePoint, Kind, Profile, digest
-from epdjax.planning.simulator import Cores
+from epdjax.planning.machine import Cores, Machine
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
@@ -72,16 +72,10 @@ class ProfiledCosts:
             raise ValueError(f"the profile was taken on {seen.chip.device_kind}, not on {chip}; {again}")
 
     @property
-    def cores(self) -> Cores | None:
-        """That devices share; None where each has its own."""
-        if not self.profile.chip.cores:
-            return None
-        return Cores(self.profile.chip.cores, self._demand, self.profile.overhead.waking)
-
-    @property
-    def loop_s(self) -> float:
-        """That the engine's loop takes for any work."""
-        return self.profile.overhead.loop
+    def machine(self) -> Machine:
+        """What the deployment runs on, but for the preparing of requests."""
+        shared, over = self.profile.chip.cores, self.profile.overhead
+        return Machine(cores=Cores(shared, self._demand, over.waking) if shared else None, loop_s=over.loop)
 
     def _demand(self, work: Work, instance: InstanceSpec) -> float:
         return self._table(instance).demand[type(work)]

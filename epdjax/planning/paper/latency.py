@@ -10,6 +10,7 @@ import math
 import statistics
 
 from epdjax.planning.allocator import Goodput
+from epdjax.planning.machine import Machine
 from epdjax.planning.metrics import SLO, Report
 from epdjax.planning.paper.stack import PICTURE_TOKENS, SLICES, TEXT_TOKENS, PaperStack
 from epdjax.planning.simulator import Simulation, Sizes
@@ -117,8 +118,8 @@ def run(system: System, stack: PaperStack, arrivals: list[tuple[float, RequestSp
     stack = dataclasses.replace(stack, unit_slices=unit_tokens // SLICE_TOKENS)
     blocks = SIZES.mm_blocks * SLICE_TOKENS // unit_tokens
     sizes = dataclasses.replace(SIZES, mm_blocks=blocks, slots=system.sequences)
-    in_order = not system.as_paper  # there KV is pulled beside the steps
+    machine = Machine(in_order=not system.as_paper)  # there KV is pulled beside the steps
     config = system.config(unit_tokens)
-    simulation = Simulation(system.mesh, config, sizes.spec, stack, irp=system.irp, in_order=in_order)
+    simulation = Simulation(system.mesh, config, sizes.spec, stack, irp=system.irp, machine=machine)
     simulation.run(arrivals)
     return simulation.report(slo)

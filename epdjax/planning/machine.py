@@ -1,0 +1,56 @@
+"""What a deployment runs on besides devices of its own: a host that prepares requests and drives the engine, and cores
+that virtual devices share."""
+
+import dataclasses
+from collections.abc import Callable
+
+from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.request import RequestSpec
+from epdjax.serving.work import Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The host's part of a request before the scheduler sees it: media are decoded, resized and cut.
+
+    Attributes:
+        seconds: that a request takes. workers: how many requests are prepared at the same time.
+    """
+
+    seconds: Callable[[RequestSpec], float]
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cores:
+    """Cores that all devices share, as virtual CPU devices do.
+
+    Attributes:
+        count: how many there are. demand: how many work keeps busy on an instance.
+        waking_s: that work takes longer before which nothing ran.
+    """
+
+    count: float
+    demand: Callable[[Work, InstanceSpec], float]
+    waking_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """See the module; by default nothing of it takes time.
+
+    Attributes:
+        host: prepares requests; None: that takes no time.
+        cores: that devices share; None: each has its own.
+        loop_s: that the engine's loop, one thing at a time, takes for any work that has ended.
+        in_order: whether KV leaves an instance only when it has done what it was given before, as it is with this
+            engine, whose steps and gathers are in one queue of the device.
+    """
+
+    host: Host | None = None
+    cores: Cores | None = None
+    loop_s: float = 0.0
+    in_order: bool = True
+
+
+IDEAL = Machine()
