@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 HELP = (
     "The EPD paper's tables and figures: what it states, its stack simulated (calibrated on a few of its points), and "
-    "this scheduler with the same times; tables 2, 3 and 8 from compiles of this project's steps for an A100, minutes "
-    "each, which need the cuda12 extra."
+    "this scheduler with the same times; what this engine should do there (engine: a roofline); tables 2, 3 and 8 from "
+    "compiles of this project's steps for an A100, minutes each, which need the cuda12 extra."
 )
 TABLES = ("table1", "table4", "table5", "table6", "table7", "figure6", "offline")
+ENGINE = "engine"
 MEMORY = ("table2", "table3", "table8", "memory-claims")
 FIGURES = {
     "figure5": ("MiniCPM-V 2.6, four 4K pictures", 4),
@@ -34,8 +35,8 @@ PICTURE_RATES = (0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    names = ", ".join((*TABLES, *MEMORY, *FIGURES))
-    add("what", nargs="+", choices=("all", *TABLES, *MEMORY, *FIGURES), metavar="WHAT", help=f"all, {names}")
+    names = ", ".join((*TABLES, ENGINE, *MEMORY, *FIGURES))
+    add("what", nargs="+", choices=("all", *TABLES, ENGINE, *MEMORY, *FIGURES), metavar="WHAT", help=f"all, {names}")
     add("--models", nargs="+", metavar="NAME", help="of tables 2, 3 and 8, such as MiniCPM-V-2.6 (default: all three)")
     add("--charts", type=Path, default=Path("build"), metavar="DIR", help="where figures go (default: %(default)s)")
 
@@ -46,10 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from epdjax.planning.paper import tables
 
-    wanted = [*TABLES, *MEMORY, *FIGURES] if "all" in arguments.what else arguments.what
+    wanted = [*TABLES, ENGINE, *MEMORY, *FIGURES] if "all" in arguments.what else arguments.what
     for name in wanted:
         if name in TABLES:
             _table(getattr(tables, name))
+        elif name == ENGINE:
+            _engine()
         elif name in MEMORY:
             _memory(name.replace("-", "_"), arguments.models)
         else:
@@ -70,6 +73,15 @@ def _table(rows: Callable[[], Iterable["Row"]]) -> None:
         error = "fitted" if row.fitted else f"{row.error:+.0%}"
         print(f"| {row.what} | {row.paper:.3g} | {row.as_paper:.3g} | {error} | {ours} |", flush=True)
     print(f"\nlargest error of what was not fitted: {worst_error(found):.0%}")
+
+
+def _engine() -> None:
+    from epdjax.planning.paper.engine import aims
+
+    print(f"\n{(aims.__doc__ or '').splitlines()[0]}\n")
+    print("| | paper's EPD, or as named | this engine, roofline |\n|---|---|---|")
+    for aim in aims():
+        print(f"| {aim.what} | {aim.paper:.3g} | {aim.ours:.3g} |", flush=True)
 
 
 def _memory(name: str, models: list[str] | None) -> None:

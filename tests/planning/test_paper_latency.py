@@ -2,7 +2,7 @@
 
 import pytest
 
-from epdjax.planning.paper import tables
+from epdjax.planning.paper import engine, tables
 from epdjax.planning.paper.attainment import by_pictures
 from epdjax.planning.paper.latency import System, pictures, run
 from epdjax.planning.paper.stack import (
@@ -39,6 +39,14 @@ def test_sharing_slices_is_faster_than_sharing_pictures() -> None:
     systems = System("6E1P1D"), System("6E1P1D", as_paper=False, units=8)
     paper, ours = (run(system, stack, pictures(system, 2, 0.25)).ttft.mean for system in systems)
     assert ours < 0.85 * paper
+
+
+def test_this_engine_should_be_faster() -> None:
+    """Than the paper's stack, and no faster than a prompt with two pictures takes at the peak of the chip."""
+    first = engine.run("6E1P1D", "pictures-2", 0.25).ttft
+    assert first.mean < tables.TABLE_4[True][0]
+    prompt_tokens, parameters, peak = 22 + 2 * 640, 7e9, 312e12
+    assert first.p50 > 2 * prompt_tokens * parameters / peak
 
 
 def test_attainment_falls_with_the_rate() -> None:
