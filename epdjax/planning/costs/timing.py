@@ -76,8 +76,8 @@ def take_profile(
         family, model: a family and a config of it. name: what the profile calls the model.
         config: of the engine: mesh, shapes and limits.
         dtype: of weights and pools.
-        checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves to find the
-            shortest decode step.
+        checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves, to see what its
+            loop takes.
         repeats: timed calls of each step, after one that is not.
         command: that took the profile, for the record.
         progress: of compiling.
