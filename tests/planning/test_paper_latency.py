@@ -65,6 +65,7 @@ def test_attainment_falls_with_the_rate() -> None:
     ],
     ids=["table1", "table4", "table7"],
 )
-def test_tables_are_within_a_fifth(table, allowed: set[str]) -> None:
+def test_tables_are_within_a_fifth(table, allowed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SEEDS", 2)  # of the five that the docs' tables have
     far = [row for row in table() if not row.fitted and abs(row.error) > 0.2]
     assert {row.what.removeprefix("TTFT s, ") for row in far} <= allowed
