@@ -1,6 +1,7 @@
 """``bench-simulator``: does the simulator say what the live engine does?"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.model is None:
             write_random_internvl(folder, InternVLSize())
         for mesh in arguments.mesh:
-            found = compare(folder, mesh, **trace, **settings)
+            try:
+                found = compare(folder, mesh, **trace, **settings)
+            except ValueError as error:
+                print(f"no comparison: {error}", file=sys.stderr)
+                return 2
             same &= found.difference is None
             decisions = f"{found.decisions}, " + ("the same" if found.difference is None else "not the same")
             for metric in ("ttft", "tpot"):
