@@ -24,9 +24,6 @@ HELP = (
 )
 
 
-ATTAINMENT = 0.9  # of goodput
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="preset, such as MiniCPM-V-2.6, or checkpoint folder")
@@ -49,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="that the host takes for a megapixel of a picture (default: as profiled; with a roofline nothing)",
     )
-    add("--workers", type=int, default=4, metavar="N", help="requests the host prepares at a time (default: 4)")
+    add(
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests the host prepares at a time, beside --megapixel-s (default: 4)",
+    )
     add("--requests", type=int, default=100, metavar="N", help="of each simulation (default: %(default)s)")
     add("--evaluations", type=int, default=200, metavar="N", help="deployments looked at (default: %(default)s)")
     add("--seed", type=int, default=0, help="of workload and search (default: %(default)s)")
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from epdjax.planning.allocator import Allocator, Goodput, metric_at
+    from epdjax.planning.allocator import ATTAINMENT, Allocator, Goodput, metric_at
     from epdjax.planning.capacity import Capacity
     from epdjax.planning.memory import PlannedModel
     from epdjax.planning.space import Space

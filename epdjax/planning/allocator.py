@@ -12,6 +12,7 @@ from epdjax.planning.metrics import Report
 from epdjax.planning.search import suggested
 from epdjax.planning.space import Choice, Space
 
+ATTAINMENT = 0.9  # share of requests that meet the SLO at goodput (EPD paper)
 RATES = 1.05  # goodput is found to this factor
 Simulate = Callable[[Choice, float], Report]
 """Run a choice at a rate, requests per second."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from epdjax.mesh.chips import chip
 from epdjax.models.presets import preset
-from epdjax.planning.allocator import Goodput
+from epdjax.planning.allocator import ATTAINMENT, Goodput
 from epdjax.planning.costs import Roofline
 from epdjax.planning.metrics import SLO, Report
-from epdjax.planning.paper.latency import GOODPUT, LONGEST, REQUESTS, SIZES
+from epdjax.planning.paper.latency import LONGEST, REQUESTS, SIZES
 from epdjax.planning.paper.tables import (
     CHOSEN,
     DISTSERVE,
@@ -80,9 +80,9 @@ def ttft_s(mesh: str, name: str, rate: float) -> float:
 
 
 def goodput(mesh: str, name: str, slo: SLO) -> float:
-    """The highest rate at which `GOODPUT` of the requests meet the SLO."""
+    """The highest rate at which `ATTAINMENT` of the requests meet the SLO."""
 
     def holds(_: object, rate: float) -> bool:
-        return statistics.fmean(run(mesh, name, rate, slo, seed).attainment for seed in range(SEEDS)) >= GOODPUT
+        return statistics.fmean(run(mesh, name, rate, slo, seed).attainment for seed in range(SEEDS)) >= ATTAINMENT
 
     return Goodput(holds)(Choice(mesh))
