@@ -48,4 +48,4 @@ $(VENV)/.linted: $(VENV)/.created pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build/compiled-for-tests
