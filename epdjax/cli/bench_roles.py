@@ -34,21 +34,29 @@ def run(arguments: argparse.Namespace) -> int:
 def _virtual(seeds: int) -> int:
     import statistics
 
-    from epdjax.planning import role_switching as experiment
+    from epdjax.planning.paper import role_switching as experiment
 
-    costs = experiment.fitted()
-    runs = {on: [experiment.run(costs, switching=on, seed=seed) for seed in range(seeds)] for on in (False, True)}
-    print("| | paper, without | with | times | here, without | with | times |")
-    print("|---|---|---|---|---|---|---|")
+    columns = (f"{who}, without | with | times" for who in ("paper", "its stack", "this scheduler"))
+    print(f"| | {' | '.join(columns)} |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    systems = (experiment.AS_PAPER, experiment.OURS)
+    runs = {
+        (system, on): [experiment.run(system, switching=on, seed=seed) for seed in range(seeds)]
+        for system in systems
+        for on in (False, True)
+    }
     for what in ("latency_s", "ttft_s", "tpot_s"):
-        paper = experiment.PAPER_OFF[what], experiment.PAPER_ON[what]
-        here = [statistics.fmean(getattr(outcome, what) for outcome in runs[on]) for on in (False, True)]
-        cells = (f"{a:.3g} | {b:.3g} | {a / b:.2f}" for a, b in (paper, here))
+        pairs = [(experiment.PAPER_OFF[what], experiment.PAPER_ON[what])]
+        for system in systems:
+            off, on = (statistics.fmean(getattr(o, what) for o in runs[system, on]) for on in (False, True))
+            pairs.append((off, on))
+        cells = (f"{a:.3g} | {b:.3g} | {a / b:.2f}" for a, b in pairs)
         print(f"| {what.replace('_s', ', s')} | {' | '.join(cells)} |")
-    print(f"\na decode step of n sequences: {costs.decode_s:g} + {costs.decode_row_s:.5f} n seconds, fitted\n")
-    for seed, outcome in enumerate(runs[True]):
-        steps = ", ".join(f"{s.decided:.0f} s -> {s.mesh}" for s in outcome.switches)
-        print(f"seed {seed}: {experiment.START}, {steps}")
+    for system in systems:
+        print("\nits stack:" if system.as_paper else "\nthis scheduler:")
+        for seed, outcome in enumerate(runs[system, True]):
+            steps = ", ".join(f"{s.decided:.0f} s -> {s.mesh}" for s in outcome.switches)
+            print(f"seed {seed}: {system.mesh}, {steps}")
     return 0
 
 

@@ -16,7 +16,8 @@ from epdjax.models.registry import family_for
 from epdjax.planning.costs import ConstantCosts, Efficiency, HostCosts, Links, Roofline
 from epdjax.planning.costs.counting import LanguageCount, encode_count
 from epdjax.planning.costs.ladder import between, line, rung
-from epdjax.planning.role_switching import SLICE_TOKENS, SLICES, TEXT_TOKENS, PaperCosts, run
+from epdjax.planning.paper import role_switching
+from epdjax.planning.paper.stack import SLICES, PaperStack
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.footprint import shaped_instance
@@ -187,26 +188,27 @@ def test_chips_are_those_that_are_compiled_for() -> None:
         chip("h100")
 
 
-def test_constants_say_what_the_papers_do() -> None:
-    """Every work of the paper's experiment on role switching costs the same as its own constants say."""
-    paper = PaperCosts()
+def test_constants_say_what_the_papers_stack_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every work of the paper's experiment on role switching costs the same as constants say."""
+    stack, kinds = PaperStack.calibrated(), set()
     constants = ConstantCosts(
-        encode_unit_s=(paper.encode_s / SLICES,),
-        whole_units=False,
-        prefill_token_s=paper.prefill_s / (SLICES * SLICE_TOKENS + TEXT_TOKENS),
-        decode_s=paper.decode_s,
-        decode_row_s=paper.decode_row_s,
-        move_s=paper.move_s,
+        encode_unit_s=(stack.slice_s * SLICES,),
+        prefill_s=stack.prompt_s,
+        prefill_token_s=stack.token_s,
+        decode_s=stack.decode_s,
+        decode_row_s=stack.row_s,
+        move_s=stack.move_s,
     )
-    kinds = set()
+    of_stack = PaperStack.__call__
 
-    def both(work: Work, instance: InstanceSpec) -> float:
+    def both(self: PaperStack, work: Work, instance: InstanceSpec) -> float:
         kinds.add(type(work))
-        seconds = paper(work, instance)
+        seconds = of_stack(self, work, instance)
         assert constants(work, instance) == pytest.approx(seconds, rel=1e-12)
         return seconds
 
-    run(both, switching=False)
+    monkeypatch.setattr(PaperStack, "__call__", both)
+    role_switching.run(role_switching.AS_PAPER, switching=False)
     assert kinds == {Encode, Prefill, Decode, MoveMM, MoveKV}
 
 

@@ -8,6 +8,7 @@ scheduler with the same times: slices shared out, chunks, encode and prefill of 
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping
 
 from epdjax.planning.allocator import ATTAINMENT, Goodput
 from epdjax.planning.machine import Machine
@@ -18,6 +19,7 @@ from epdjax.planning.space import Choice
 from epdjax.planning.workloads import workload
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets, default_buckets
+from epdjax.serving.controller import ControllerSettings
 from epdjax.serving.request import RequestSpec
 
 SLICE_TOKENS = PICTURE_TOKENS // SLICES
@@ -34,6 +36,7 @@ class System:
     Attributes:
         as_paper: see the module. irp: encoders share the units of a request.
         units, prompts, sequences: of a step of encode (each device), prefill and decode.
+        chunk: most prompt tokens of a step; as the paper ran prompts are whole.
     """
 
     mesh: str
@@ -42,10 +45,11 @@ class System:
     units: int = 1
     prompts: int = 1
     sequences: int = 128
+    chunk: int = 1024
 
     def config(self, unit_tokens: int) -> SchedulerConfig:
         """Shapes and limits."""
-        chunk = LONGEST if self.as_paper else 1024
+        chunk = LONGEST if self.as_paper else self.chunk
         buckets = default_buckets(
             max_model_len=LONGEST,
             block_size=16,
@@ -113,12 +117,29 @@ def _requests(
 
 def run(system: System, stack: PaperStack, arrivals: list[tuple[float, RequestSpec]], slo: SLO | None = None) -> Report:
     """Serve them."""
+    simulation = ready(system, stack, arrivals)
+    simulation.run(arrivals)
+    return simulation.report(slo)
+
+
+def ready(
+    system: System,
+    stack: PaperStack,
+    arrivals: list[tuple[float, RequestSpec]],
+    controller: ControllerSettings | None = None,
+    migrate_s: Mapping[str, float] | None = None,
+) -> Simulation:
+    """A system that could serve them; see `Simulation`."""
     unit_tokens = next((spec.unit_tokens[0] for _, spec in arrivals if spec.units), SLICE_TOKENS)
     stack = dataclasses.replace(stack, unit_slices=unit_tokens // SLICE_TOKENS)
     blocks = SIZES.mm_blocks * SLICE_TOKENS // unit_tokens
-    sizes = dataclasses.replace(SIZES, mm_blocks=blocks, slots=system.sequences)
-    machine = Machine(in_order=not system.as_paper)  # there KV is pulled beside the steps
-    config = system.config(unit_tokens)
-    simulation = Simulation(system.mesh, config, sizes.spec, stack, irp=system.irp, machine=machine)
-    simulation.run(arrivals)
-    return simulation.report(slo)
+    return Simulation(
+        system.mesh,
+        system.config(unit_tokens),
+        dataclasses.replace(SIZES, mm_blocks=blocks, slots=system.sequences).spec,
+        stack,
+        irp=system.irp,
+        controller=controller,
+        migrate_s=migrate_s,
+        machine=Machine(in_order=not system.as_paper),  # there KV is pulled beside the steps
+    )

@@ -6,8 +6,12 @@ calibration that comes with the paper's code); with IRP its first token takes 0.
 the time per token of table 6 is 0.12 s. They give
 
     encode of a picture            e
-    prefill of a prompt            p0 + p1 * pictures
+    prefill of a step              p0 + p1 * pictures
     e + p1 = 0.47,  p0 = 1.339 - 2 * 0.47,  e + p0 + 2 * p1 = 0.92  (two pictures on two encoders at once)
+
+That p0 is taken once for all prompts of a step is what the runs say that had several in one: 3 requests a second have
+their first tokens after 1.3 s from a single prefill instance (table 6), which could not even keep up if each took p0,
+and five encoders with two prefill instances beat seven that do both (the offline run).
 """
 
 import dataclasses
@@ -34,8 +38,8 @@ class PaperStack:
         slice_s: encode of a slice of a picture, or of a frame.
         unit_slices: slices of an encode unit: ten where whole pictures are shared out among encoders, as in the paper's
             stack.
-        prompt_s: prefill of a prompt, whatever is in it. token_s: for each of its tokens besides.
-        decode_s: a decode step. row_s: for each sequence in it besides.
+        prompt_s: of a prefill step that ends prompts, however many. token_s: for each token besides.
+        decode_s: a decode step. row_s: for each sequence in it besides, by the time per token of table 6.
         move_s: any move.
     """
 
@@ -80,7 +84,7 @@ class PaperStack:
                 return self.slice_s * self.unit_slices * rounds
             case Prefill():
                 tokens = sum(chunk.length for chunk in work.chunks)
-                return self.prompt_s * sum(chunk.is_last for chunk in work.chunks) + self.token_s * tokens
+                return self.prompt_s * any(chunk.is_last for chunk in work.chunks) + self.token_s * tokens
             case Decode():
                 return self.decode_s + self.row_s * len(work.sequences)
         return self.move_s
