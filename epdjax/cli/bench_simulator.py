@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=0.35, metavar="R", help="requests per second (default: %(default)s)")
     add("--requests", type=int, default=60, metavar="N", help="of the trace (default: %(default)s)")
     add("--max-model-len", type=int, default=2048, metavar="N", help="context (default: %(default)s)")
+    add("--rounds", type=int, default=1, metavar="N", help="profiles and traces, their requests taken together")
     add("--seed", type=int, default=0, metavar="N", help="of the trace")
 
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = {"max_model_len": arguments.max_model_len, "buckets": "trimmed"}
     trace = {"rate": arguments.rate, "count": arguments.requests, "seed": arguments.seed}
+    trace |= {"rounds": arguments.rounds}
     same = True
     print("| mesh | | live mean, p50, p90 ms | simulated | off by | decisions |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as made:
@@ -57,6 +59,6 @@ def _row(found: "Fidelity", metric: str) -> str:
     statistics = ("mean", "p50", "p90")
     runs = (
         ", ".join(f"{getattr(getattr(run, metric), statistic) * 1e3:.4g}" for statistic in statistics)
-        for run in (found.live, found.simulated)
+        for run in found.reports
     )
     return " | ".join([*runs, ", ".join(f"{found.error(metric, statistic):+.0%}" for statistic in statistics)])

@@ -3,14 +3,16 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epdjax.models.registry import config_of, family_of
+from epdjax.planning.benchmarks.machine_clock import MachineClock, Probe
 from epdjax.planning.benchmarks.traffic import Arrival, Mix, poisson
 from epdjax.planning.costs import ProfiledCosts, take_profile
 from epdjax.planning.metrics import Report, Timeline, report
@@ -27,19 +29,34 @@ WARMING_UP = 12  # requests that do not count, one after another
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """One trace, twice.
+    """Traces, each of them twice.
 
     Attributes:
-        live: as clients saw it. simulated: the same, with the profile's times.
+        live: as clients saw them. simulated: the same, with the profile's times.
         decisions: that the live scheduler made.
         difference: number of the first decision that another scheduler, told the same, makes otherwise; None: all are
             the same.
     """
 
-    live: Report
-    simulated: Report
+    live: tuple[Timeline, ...]
+    simulated: tuple[Timeline, ...]
     decisions: int
     difference: int | None
+
+    @classmethod
+    def of_all(cls, rounds: Sequence["Fidelity"]) -> "Fidelity":
+        """Several as one."""
+        return cls(
+            tuple(timeline for each in rounds for timeline in each.live),
+            tuple(timeline for each in rounds for timeline in each.simulated),
+            sum(each.decisions for each in rounds),
+            next((each.difference for each in rounds if each.difference is not None), None),
+        )
+
+    @functools.cached_property
+    def reports(self) -> tuple[Report, Report]:
+        """Live, and simulated."""
+        return report(self.live), report(self.simulated)
 
     def error(self, metric: str, statistic: str) -> float:
         """Of the simulation, as a share of what was live.
@@ -47,34 +64,44 @@ class Fidelity:
         Args:
             metric: ``ttft``, ``tpot``, ``itl`` or ``e2el``. statistic: ``mean``, ``p50``, ``p90`` or ``p99``.
         """
-        live, simulated = (getattr(getattr(run, metric), statistic) for run in (self.live, self.simulated))
+        live, simulated = (getattr(getattr(run, metric), statistic) for run in self.reports)
         return simulated / live - 1
 
 
-def compare(folder: Path, mesh: str, rate: float, count: int, seed: int = 0, **settings: Any) -> Fidelity:
+def compare(
+    folder: Path, mesh: str, rate: float, count: int, seed: int = 0, rounds: int = 1, **settings: Any
+) -> Fidelity:
     """Take a profile of a deployment, serve a trace with it, and simulate the trace.
 
     Profile and engine have processes of their own: what one leaves behind would slow the other down.
 
     Args:
         folder: of a checkpoint, served in float32. mesh: spec.
-        rate: requests per second. count: how many.
+        rate: requests per second. count: how many. seed: of the trace.
+        rounds: of all this, with a trace each; a machine's slow moments are longer than a profile takes.
         settings: other fields of `EngineConfig`.
     """
+    return Fidelity.of_all([_round(folder, mesh, settings, rate, count, seed + number) for number in range(rounds)])
+
+
+def _round(folder: Path, mesh: str, settings: dict[str, Any], rate: float, count: int, seed: int) -> Fidelity:
     with _process() as process:
-        costs = process.submit(_profile, folder, mesh, settings).result()
+        costs, typical_s = process.submit(_profile, folder, mesh, settings).result()
     with _process() as process:
-        return process.submit(_serve, folder, mesh, settings, costs, rate, count, seed).result()
+        return process.submit(_serve, folder, mesh, settings, costs, typical_s, rate, count, seed).result()
 
 
 def _process() -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def _profile(folder: Path, mesh: str, settings: dict[str, Any]) -> ProfiledCosts:
+def _profile(folder: Path, mesh: str, settings: dict[str, Any]) -> tuple[ProfiledCosts, float]:
+    """Costs, and what a probe's work typically took meanwhile."""
     config = EngineConfig(model=folder, mesh=mesh, **settings)
     family, model = family_of(folder), config_of(folder)
-    return ProfiledCosts(take_profile(family, model, config, name=folder.name, dtype="float32", checkpoint=folder))
+    with Probe() as probe:
+        profile = take_profile(family, model, config, name=folder.name, dtype="float32", checkpoint=folder)
+    return ProfiledCosts(profile), probe.typical_s
 
 
 def _serve(folder: Path, mesh: str, settings: dict[str, Any], *trace: Any) -> Fidelity:
@@ -93,12 +120,14 @@ def trace(rate: float, count: int, seed: int) -> list[Arrival]:
     return list(itertools.islice(poisson(rate, float("inf"), seed, MIX, leaving=0.0, slow=0.0), count))
 
 
-async def measure(llm: AsyncLLM, mesh: str, costs: ProfiledCosts, rate: float, count: int, seed: int = 0) -> Fidelity:
-    """Serve a trace, and simulate it.
+async def measure(
+    llm: AsyncLLM, mesh: str, costs: ProfiledCosts, typical_s: float, rate: float, count: int, seed: int = 0
+) -> Fidelity:
+    """Serve a trace, and simulate it, on a clock that goes as the machine did while it served.
 
     Args:
         llm: an engine that has served nothing yet. mesh: its mesh spec.
-        costs: of its steps.
+        costs: of its steps. typical_s: of a probe's work when they were timed.
         rate: requests per second. count: how many.
     """
     recording = record(llm._engine.scheduler)
@@ -106,25 +135,26 @@ async def measure(llm: AsyncLLM, mesh: str, costs: ProfiledCosts, rate: float, c
         await _client(llm, f"warm-{number}", arrival, Timeline(0.0))
     arrivals = {f"r{number}": arrival for number, arrival in enumerate(trace(rate, count, seed))}
     timelines: dict[str, Timeline] = {}
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for name, arrival in arrivals.items():
-            await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
-            timelines[name] = Timeline(time.monotonic() - began)
-            group.create_task(_client(llm, name, arrival, timelines[name], began))
-    simulated = _simulate(mesh, recording, costs, arrivals, timelines)
+    with Probe() as probe:
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for name, arrival in arrivals.items():
+                await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
+                timelines[name] = Timeline(time.monotonic())
+                group.create_task(_client(llm, name, arrival, timelines[name]))
+    clock = MachineClock(probe.samples, typical_s)
     return Fidelity(
-        report(list(timelines.values())),
-        simulated.report(),
+        tuple(timelines.values()),
+        tuple(_simulate(mesh, recording, costs, arrivals, timelines, clock)),
         len(recording.decisions),
         first_difference(recording.decisions, replay(recording)),
     )
 
 
-async def _client(llm: AsyncLLM, name: str, arrival: Arrival, timeline: Timeline, began: float = 0.0) -> None:
+async def _client(llm: AsyncLLM, name: str, arrival: Arrival, timeline: Timeline) -> None:
     params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
     async for output in llm.generate(arrival.messages, params, request_id=name):
-        timeline.finished = time.monotonic() - began
+        timeline.finished = time.monotonic()
         new = len(output.outputs[0].token_ids) - timeline.tokens
         timeline.token_times += [timeline.finished] * new
         timeline.reason = output.outputs[0].finish_reason or ""
@@ -136,15 +166,18 @@ def _simulate(
     costs: ProfiledCosts,
     arrivals: Mapping[str, Arrival],
     timelines: Mapping[str, Timeline],
-) -> Simulation:
+    clock: MachineClock,
+) -> Iterator[Timeline]:
     specs = {spec.request_id: spec for name, (spec, *_) in recording.calls if name == "add"}
     sizes = {spec.name: spec for spec in recording.specs}
     pixels = {name: [picture.width * picture.height for picture in _pictures(arrivals[name])] for name in arrivals}
     host = costs.preprocessing.host(pixels) if costs.preprocessing else None
     machine = dataclasses.replace(costs.machine, host=host)
     simulation = Simulation(mesh, recording.config, lambda place: sizes[place.name], costs, machine=machine)
-    simulation.run([(timeline.arrived, specs[name]) for name, timeline in timelines.items()])
-    return simulation
+    simulation.run([(clock.own(timeline.arrived), specs[name]) for name, timeline in timelines.items()])
+    for name, own in simulation.timelines.items():
+        tokens, finished = [clock.wall(at) for at in own.token_times], clock.wall(own.finished)
+        yield dataclasses.replace(own, arrived=timelines[name].arrived, token_times=tokens, finished=finished)
 
 
 def _pictures(arrival: Arrival) -> Sequence[Any]:

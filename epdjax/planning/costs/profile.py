@@ -60,7 +60,7 @@ class Kind:
     Attributes:
         roles, tensor, encode_width: see `epdjax.serving.ledger.InstanceSpec`.
         attention: the kernel of each role.
-        cores: that steps of each stage keep busy on the host, where devices share its cores.
+        cores: that steps of each stage want, where devices share the host's; see `crowding`.
         encode: steps, from units on the host. prefill, decode: steps, from inputs on the device.
         kv_moves, mm_moves: moves to such an instance.
     """
@@ -84,10 +84,12 @@ class Overhead:
     Attributes:
         loop: that the engine's thread takes for any work: to start it, and to hear of its end.
         waking: of a step before which nothing ran anywhere.
+        step: that a decode step takes longer in the engine than called by itself, again and again.
     """
 
     loop: float = 0.0
     waking: float = 0.0
+    step: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,6 +106,7 @@ class _Table:
 
     def __init__(self, profile: Profile, buckets: Buckets, instance: InstanceSpec):
         self._buckets, self._instance, self._mesh = buckets, instance, profile.settings.mesh
+        self._step_s = profile.overhead.step
         self._block, self._unit_tokens = profile.settings.block_size, profile.settings.unit_tokens
         kinds = _nearest_first(profile.kinds, instance)
         alike = [kind for kind in kinds if kind.tensor == instance.tensor]
@@ -138,6 +139,7 @@ class _Table:
                     saved = _find(self._decode_row, pages, rows)[0] if rows > 1 and self._decode_row else 0.0
                     found = self._decode_lines[rows, pages] = line, saved
                 (fixed, slope), saved = found
+                fixed += self._step_s
                 return fixed + slope * (sum(positions) + len(positions)) - saved * (rows - len(positions))
             case Prefill():
                 return self._prefill_s(work)

@@ -1,6 +1,7 @@
 """Single steps and moves of an instance, made ready to be called again and again, and timed."""
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from epdjax.serving.work import KVPart, Unit, UnitMove
 
 Call = Callable[[], Any]
 PAUSE_S = 0.02  # after which the threads of idle devices sleep
+LEAST_S = 1.0  # that steps of a stage are timed for: a machine has slow moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +31,23 @@ class Timed:
     cores: float
 
 
-def timed(calls: Sequence[Call], repeats: int, *, runs: int = 1, pause_s: float = 0.0) -> list[Timed]:
+def timed(
+    calls: Sequence[Call], repeats: int, *, runs: int = 1, pause_s: float = 0.0, least_s: float = 0.0
+) -> list[Timed]:
     """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each; the first
     round does not count.
 
     Args:
+        repeats, least_s: rounds, and seconds, that it goes on for at least.
         runs: of a call in a row, of which the last is timed.
         pause_s: before each call.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     busy = [0.0] * len(calls)
-    for number in range(1 + repeats):
+    started = time.perf_counter()
+    for number in itertools.count():
+        if number > repeats and time.perf_counter() - started >= least_s:
+            break
         for at, call in enumerate(calls):
             if pause_s:
                 time.sleep(pause_s)

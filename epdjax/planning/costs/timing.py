@@ -19,6 +19,7 @@ from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
 from epdjax.planning.benchmarks.overhead import measure_scheduler
+from epdjax.planning.costs.crowding import Step, cores_wanted
 from epdjax.planning.costs.live import LiveTimes, live_times
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
@@ -35,6 +36,7 @@ from epdjax.planning.costs.profile import (
     digest,
 )
 from epdjax.planning.costs.stepping import (
+    LEAST_S,
     Call,
     Timed,
     dispatch_s,
@@ -97,8 +99,12 @@ def take_profile(
     compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
     for instance in instances:
         instance.make_pools()
-    kinds = tuple(_time(instance, instances, repeats) for instance in instances)
+    kinds, chip = [_time(instance, instances, repeats) for instance in instances], _chip(devices)
+    if chip.cores:
+        kinds = _crowded(kinds, instances, chip.cores)
     overhead = _overhead(instances, repeats, live)
+    if live is not None:
+        overhead = dataclasses.replace(overhead, step=_step_overhead_s(live, kinds, chip.cores))
     host = measure_preprocessing(family, model, checkpoint, config.preprocess_threads) if checkpoint else None
     if host is not None and live is not None:
         prefill_s = min(point.seconds for kind in kinds for point in kind.prefill)
@@ -112,7 +118,7 @@ def take_profile(
             metadata.version("epdjax"),
             jax.__version__,
         ),
-        chip=_chip(devices),
+        chip=chip,
         model=ModelSeen(name, family.model_type, digest(model)),
         settings=Settings(
             mesh=str(spec),
@@ -125,7 +131,7 @@ def take_profile(
             repeats=repeats,
         ),
         buckets=buckets,
-        kinds=kinds,
+        kinds=tuple(kinds),
         overhead=overhead,
         preprocessing=host,
     )
@@ -173,7 +179,8 @@ def _time(instance: Instance, instances: Sequence[Instance], repeats: int) -> Ki
     busy: dict[str, list[Timed]] = {}
     for stage, steps in itertools.groupby(_steps(instance), key=lambda step: step[0]):
         makes, calls = zip(*((make, call) for _, make, call in steps))
-        busy[stage] = timed(calls, repeats, runs=2 if stage == "decode" else 1)  # decode steps come in rows
+        runs = 2 if stage == "decode" else 1  # decode steps come in rows
+        busy[stage] = timed(calls, repeats, runs=runs, least_s=LEAST_S)
         points[stage] = [make(seconds=time.seconds) for make, time in zip(makes, busy[stage])]
     return Kind(
         *_kind(instance),
@@ -185,6 +192,21 @@ def _time(instance: Instance, instances: Sequence[Instance], repeats: int) -> Ki
         kv_moves=kv_moves(instance, instances, repeats),
         mm_moves=mm_moves(instance, instances, repeats),
     )
+
+
+def _crowded(kinds: Sequence[Kind], instances: Sequence[Instance], cores: int) -> list[Kind]:
+    """Kinds with the cores that their steps want of those that all share."""
+    calls: dict[Step, Call] = {}
+    for number, instance in enumerate(instances):
+        for stage, steps in itertools.groupby(_steps(instance), key=lambda step: step[0]):
+            some = list(steps)
+            calls[number, stage] = some[len(some) // 2][-1]
+    busy = {(number, stage): cores for number, kind in enumerate(kinds) for stage, cores in kind.cores.items()}
+    wanted = cores_wanted(calls, busy, cores)
+    return [
+        dataclasses.replace(kind, cores={stage: wanted[number, stage] for stage in kind.cores})
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]:
@@ -228,3 +250,14 @@ def _overhead(instances: Sequence[Instance], repeats: int, live: LiveTimes | Non
         scheduler = measure_scheduler(tuple(i.roles for i in instances), requests=60, running=16, tokens=16)
         loop_s = scheduler.step_s + least("prefill", dispatch_s)
     return Overhead(loop_s, least("prefill", waking_s))
+
+
+def _step_overhead_s(live: LiveTimes, kinds: Sequence[Kind], cores: int) -> float:
+    """What a decode step takes longer in the live engine. Its pace is that of the steps, one behind the other, and of
+    what the loop beside them takes from the cores that both share."""
+    steps = [(point.seconds, kind.cores["decode"]) for kind in kinds for point in kind.decode if point.running == 1]
+    if not steps:
+        return 0.0
+    alone_s, busy = min(steps)
+    slower = max(1.0, (busy + 1) / cores) if cores else 1.0
+    return max(0.0, live.pace_s - live.loop_s * (slower - 1) - alone_s)

@@ -47,7 +47,7 @@ class PaperStack:
     prompt_s: float
     token_s: float
     decode_s: float = 0.02
-    row_s: float = 0.0034
+    row_s: float = 0.0032
     move_s: float = 0.005
     unit_slices: int = 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from epdjax.planning.benchmarks.fidelity import Fidelity, compare, trace
-from epdjax.planning.metrics import Timeline, report
+from epdjax.planning.metrics import Timeline
 from tests.models.tiny import make_tiny_checkpoint
 
 
@@ -18,11 +18,14 @@ def test_a_trace_comes_from_its_seed() -> None:
 
 def test_errors_are_shares_of_what_was_live() -> None:
     live, simulated = (
-        report([Timeline(0.0, first + 1, [first, first + 1], "length") for first in firsts])
+        tuple(Timeline(0.0, first + 1, [first, first + 1], "length") for first in firsts)
         for firsts in ((1.0, 3.0), (1.0, 2.0))
     )
     found = Fidelity(live, simulated, 10, None)
     assert found.error("ttft", "mean") == pytest.approx(-0.25) and found.error("tpot", "mean") == 0.0
+    both = Fidelity.of_all([found, Fidelity(simulated, simulated, 5, 3)])
+    assert (both.decisions, both.difference) == (15, 3)
+    assert both.error("ttft", "mean") == pytest.approx((1 + 2 + 1 + 2) / (1 + 3 + 1 + 2) - 1)
 
 
 @pytest.mark.slow
@@ -31,6 +34,6 @@ def test_the_same_requests_are_served_and_simulated(tmp_path: Path) -> None:
     settings = {"max_model_len": 512, "max_seqs": 4, "max_chunk": 128, "max_units": 2, "buckets": "trimmed"}
     found = compare(folder, "1E1P1D", rate=5.0, count=8, **settings)
     assert found.difference is None and found.decisions > 8 * 3
-    assert (found.live.answered, found.live.tokens) == (found.simulated.answered, found.simulated.tokens)
-    assert found.live.answered == 8
+    live, simulated = found.reports
+    assert (live.answered, live.tokens) == (simulated.answered, simulated.tokens) and live.answered == 8
     assert all(math.isfinite(found.error(metric, "mean")) for metric in ("ttft", "tpot", "e2el"))
