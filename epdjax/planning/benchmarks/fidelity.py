@@ -7,12 +7,11 @@ import functools
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epdjax.models.registry import config_of, family_of
-from epdjax.planning.benchmarks.machine_clock import MachineClock, Probe
 from epdjax.planning.benchmarks.traffic import Arrival, Mix, poisson
 from epdjax.planning.costs import ProfiledCosts, take_profile
 from epdjax.planning.metrics import Report, Timeline, report
@@ -86,22 +85,19 @@ def compare(
 
 def _round(folder: Path, mesh: str, settings: dict[str, Any], rate: float, count: int, seed: int) -> Fidelity:
     with _process() as process:
-        costs, typical_s = process.submit(_profile, folder, mesh, settings).result()
+        costs = process.submit(_profile, folder, mesh, settings).result()
     with _process() as process:
-        return process.submit(_serve, folder, mesh, settings, costs, typical_s, rate, count, seed).result()
+        return process.submit(_serve, folder, mesh, settings, costs, rate, count, seed).result()
 
 
 def _process() -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def _profile(folder: Path, mesh: str, settings: dict[str, Any]) -> tuple[ProfiledCosts, float]:
-    """Costs, and what a probe's work typically took meanwhile."""
+def _profile(folder: Path, mesh: str, settings: dict[str, Any]) -> ProfiledCosts:
     config = EngineConfig(model=folder, mesh=mesh, **settings)
     family, model = family_of(folder), config_of(folder)
-    with Probe() as probe:
-        profile = take_profile(family, model, config, name=folder.name, dtype="float32", checkpoint=folder)
-    return ProfiledCosts(profile), probe.typical_s
+    return ProfiledCosts(take_profile(family, model, config, name=folder.name, dtype="float32", checkpoint=folder))
 
 
 def _serve(folder: Path, mesh: str, settings: dict[str, Any], *trace: Any) -> Fidelity:
@@ -120,14 +116,12 @@ def trace(rate: float, count: int, seed: int) -> list[Arrival]:
     return list(itertools.islice(poisson(rate, float("inf"), seed, MIX, leaving=0.0, slow=0.0), count))
 
 
-async def measure(
-    llm: AsyncLLM, mesh: str, costs: ProfiledCosts, typical_s: float, rate: float, count: int, seed: int = 0
-) -> Fidelity:
-    """Serve a trace, and simulate it, on a clock that goes as the machine did while it served.
+async def measure(llm: AsyncLLM, mesh: str, costs: ProfiledCosts, rate: float, count: int, seed: int = 0) -> Fidelity:
+    """Serve a trace, and simulate it.
 
     Args:
         llm: an engine that has served nothing yet. mesh: its mesh spec.
-        costs: of its steps. typical_s: of a probe's work when they were timed.
+        costs: of its steps.
         rate: requests per second. count: how many.
     """
     recording = record(llm._engine.scheduler)
@@ -135,17 +129,15 @@ async def measure(
         await _client(llm, f"warm-{number}", arrival, Timeline(0.0))
     arrivals = {f"r{number}": arrival for number, arrival in enumerate(trace(rate, count, seed))}
     timelines: dict[str, Timeline] = {}
-    with Probe() as probe:
-        began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for name, arrival in arrivals.items():
-                await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
-                timelines[name] = Timeline(time.monotonic())
-                group.create_task(_client(llm, name, arrival, timelines[name]))
-    clock = MachineClock(probe.samples, typical_s)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for name, arrival in arrivals.items():
+            await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
+            timelines[name] = Timeline(time.monotonic())
+            group.create_task(_client(llm, name, arrival, timelines[name]))
     return Fidelity(
         tuple(timelines.values()),
-        tuple(_simulate(mesh, recording, costs, arrivals, timelines, clock)),
+        tuple(_simulate(mesh, recording, costs, arrivals, timelines).values()),
         len(recording.decisions),
         first_difference(recording.decisions, replay(recording)),
     )
@@ -166,18 +158,14 @@ def _simulate(
     costs: ProfiledCosts,
     arrivals: Mapping[str, Arrival],
     timelines: Mapping[str, Timeline],
-    clock: MachineClock,
-) -> Iterator[Timeline]:
+) -> dict[str, Timeline]:
     specs = {spec.request_id: spec for name, (spec, *_) in recording.calls if name == "add"}
     sizes = {spec.name: spec for spec in recording.specs}
     pixels = {name: [picture.width * picture.height for picture in _pictures(arrivals[name])] for name in arrivals}
     host = costs.preprocessing.host(pixels) if costs.preprocessing else None
     machine = dataclasses.replace(costs.machine, host=host)
     simulation = Simulation(mesh, recording.config, lambda place: sizes[place.name], costs, machine=machine)
-    simulation.run([(clock.own(timeline.arrived), specs[name]) for name, timeline in timelines.items()])
-    for name, own in simulation.timelines.items():
-        tokens, finished = [clock.wall(at) for at in own.token_times], clock.wall(own.finished)
-        yield dataclasses.replace(own, arrived=timelines[name].arrived, token_times=tokens, finished=finished)
+    return simulation.run([(timeline.arrived, specs[name]) for name, timeline in timelines.items()])
 
 
 def _pictures(arrival: Arrival) -> Sequence[Any]:

@@ -13,7 +13,6 @@ from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
 
 TOKENS = 64  # of a longer answer
-LEAST_S = 3.0  # that longer answers are watched for: a machine has slow moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +29,12 @@ class LiveTimes:
     pace_s: float
 
 
-def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int) -> LiveTimes:
+def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int, least_s: float) -> LiveTimes:
     """Medians over requests to the deployment as it serves.
 
     Args:
         config: of the engine. checkpoint: that it serves. dtype: of weights and pools.
-        repeats: requests of each kind, after one that is not timed.
+        repeats: requests of each kind, after one that is not timed. least_s: that each kind goes on for at least.
 
     Raises:
         ValueError: the deployment cannot be built.
@@ -44,26 +43,26 @@ def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int)
     settings |= {"model": checkpoint, "dtype": dtype, "role_switching": "off"}
     llm = AsyncLLM(**settings)
     try:
-        return asyncio.run(_measure(llm, repeats))
+        return asyncio.run(_measure(llm, repeats, least_s))
     finally:
         asyncio.run(llm.shutdown(drain=False))
         del llm
         gc.collect()  # its memory is wanted
 
 
-async def _measure(llm: AsyncLLM, repeats: int) -> LiveTimes:
-    short = [await _answer(llm, 1) for _ in range(1 + repeats)]
-    await _answer(llm, TOKENS)
+async def _measure(llm: AsyncLLM, repeats: int, least_s: float) -> LiveTimes:
+    firsts: list[float] = []
     loops: list[float] = []
     paces: list[float] = []
+    await _answer(llm, TOKENS)
     began = time.perf_counter()
-    while len(loops) < repeats or time.perf_counter() - began < LEAST_S:
+    while len(loops) < repeats or time.perf_counter() - began < least_s:
+        firsts.append((await _answer(llm, 1)).first_s)
         worked = llm._engine.call(time.thread_time)
         answer = await _answer(llm, TOKENS)
         loops.append((llm._engine.call(time.thread_time) - worked) / answer.tokens)
         paces.append((answer.last_s - answer.first_s) / max(1, answer.tokens - 1))
-    answer_s = statistics.median(answer.first_s for answer in short[1:])
-    return LiveTimes(statistics.median(loops), answer_s, statistics.median(paces))
+    return LiveTimes(statistics.median(loops), statistics.median(firsts), statistics.median(paces))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Kind:
     Attributes:
         roles, tensor, encode_width: see `epdjax.serving.ledger.InstanceSpec`.
         attention: the kernel of each role.
-        cores: that steps of each stage want, where devices share the host's; see `crowding`.
+        cores: that steps of each stage keep busy on the host, where devices share its cores.
         encode: steps, from units on the host. prefill, decode: steps, from inputs on the device.
         kv_moves, mm_moves: moves to such an instance.
     """
@@ -131,7 +131,7 @@ class Settings:
         dtype: of weights and pools.
         block_size, mm_block_size: tokens per block. max_model_len: longest context.
         unit_tokens: MM tokens of a unit of each size.
-        repeats: timed calls of each step; the median counts.
+        repeats: timed calls of each step, at least.
     """
 
     mesh: str

@@ -20,7 +20,6 @@ from epdjax.serving.work import KVPart, Unit, UnitMove
 
 Call = Callable[[], Any]
 PAUSE_S = 0.02  # after which the threads of idle devices sleep
-LEAST_S = 1.0  # that steps of a stage are timed for: a machine has slow moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +31,19 @@ class Timed:
 
 
 def timed(
-    calls: Sequence[Call], repeats: int, *, runs: int = 1, pause_s: float = 0.0, least_s: float = 0.0
+    calls: Sequence[Call],
+    repeats: int,
+    *,
+    runs: Sequence[int] | None = None,
+    pause_s: float = 0.0,
+    least_s: float = 0.0,
 ) -> list[Timed]:
     """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each; the first
     round does not count.
 
     Args:
         repeats, least_s: rounds, and seconds, that it goes on for at least.
-        runs: of a call in a row, of which the last is timed.
+        runs: of each call in a row, of which the last is timed; None: one.
         pause_s: before each call.
     """
     seconds: list[list[float]] = [[] for _ in calls]
@@ -51,7 +55,7 @@ def timed(
         for at, call in enumerate(calls):
             if pause_s:
                 time.sleep(pause_s)
-            for _ in range(runs - 1):
+            for _ in range(runs[at] - 1 if runs else 0):
                 jax.block_until_ready(call())
             began, worked = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,6 @@ from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
 from epdjax.planning.benchmarks.overhead import measure_scheduler
-from epdjax.planning.costs.crowding import Step, cores_wanted
 from epdjax.planning.costs.live import LiveTimes, live_times
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
@@ -36,7 +34,6 @@ from epdjax.planning.costs.profile import (
     digest,
 )
 from epdjax.planning.costs.stepping import (
-    LEAST_S,
     Call,
     Timed,
     dispatch_s,
@@ -67,6 +64,7 @@ def take_profile(
     dtype: Any,
     checkpoint: Path | None = None,
     repeats: int = 5,
+    least_s: float = 10.0,
     command: str = "",
     progress: Progress | None = None,
 ) -> Profile:
@@ -80,7 +78,7 @@ def take_profile(
         dtype: of weights and pools.
         checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves, to see what its
             loop takes.
-        repeats: timed calls of each step, after one that is not.
+        repeats: timed calls of each step, after one that is not. least_s: that they are timed for, more often then.
         command: that took the profile, for the record.
         progress: of compiling.
 
@@ -92,16 +90,14 @@ def take_profile(
     spec, devices = resolve_mesh(config.mesh)
     places = [on_devices(place, devices) for place in places_of(spec, irp=config.irp)]
     check_tensor_widths(places, model)
-    live = live_times(config, checkpoint, dtype.name, max(repeats, 10)) if checkpoint else None
+    live = live_times(config, checkpoint, dtype.name, max(repeats, 10), least_s) if checkpoint else None
     workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
     with compile_counter().expected():  # of the weights
         instances = _make(workshop, _firsts(places, _kind_of))
     compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
     for instance in instances:
         instance.make_pools()
-    kinds, chip = [_time(instance, instances, repeats) for instance in instances], _chip(devices)
-    if chip.cores:
-        kinds = _crowded(kinds, instances, chip.cores)
+    kinds, chip = _time(instances, repeats, least_s), _chip(devices)
     overhead = _overhead(instances, repeats, live)
     if live is not None:
         overhead = dataclasses.replace(overhead, step=_step_overhead_s(live, kinds, chip.cores))
@@ -131,7 +127,7 @@ def take_profile(
             repeats=repeats,
         ),
         buckets=buckets,
-        kinds=tuple(kinds),
+        kinds=kinds,
         overhead=overhead,
         preprocessing=host,
     )
@@ -173,40 +169,32 @@ def _chip(devices: Sequence[jax.Device]) -> ChipSeen:
     return ChipSeen(platform, devices[0].device_kind, len(devices), cores if platform == "cpu" else 0)
 
 
-def _time(instance: Instance, instances: Sequence[Instance], repeats: int) -> Kind:
-    """All steps of an instance, and the moves to it."""
-    points: dict[str, list[Any]] = {}
-    busy: dict[str, list[Timed]] = {}
-    for stage, steps in itertools.groupby(_steps(instance), key=lambda step: step[0]):
-        makes, calls = zip(*((make, call) for _, make, call in steps))
-        runs = 2 if stage == "decode" else 1  # decode steps come in rows
-        busy[stage] = timed(calls, repeats, runs=runs, least_s=LEAST_S)
-        points[stage] = [make(seconds=time.seconds) for make, time in zip(makes, busy[stage])]
-    return Kind(
-        *_kind(instance),
-        attention={role: choice.kernel for role, choice in instance.attention.choices.items()},
-        cores={stage: _cores(some) for stage, some in busy.items()},
-        encode=tuple(points.get("encode", ())),
-        prefill=tuple(points.get("prefill", ())),
-        decode=tuple(points.get("decode", ())),
-        kv_moves=kv_moves(instance, instances, repeats),
-        mm_moves=mm_moves(instance, instances, repeats),
-    )
-
-
-def _crowded(kinds: Sequence[Kind], instances: Sequence[Instance], cores: int) -> list[Kind]:
-    """Kinds with the cores that their steps want of those that all share."""
-    calls: dict[Step, Call] = {}
-    for number, instance in enumerate(instances):
-        for stage, steps in itertools.groupby(_steps(instance), key=lambda step: step[0]):
-            some = list(steps)
-            calls[number, stage] = some[len(some) // 2][-1]
-    busy = {(number, stage): cores for number, kind in enumerate(kinds) for stage, cores in kind.cores.items()}
-    wanted = cores_wanted(calls, busy, cores)
-    return [
-        dataclasses.replace(kind, cores={stage: wanted[number, stage] for stage in kind.cores})
-        for number, kind in enumerate(kinds)
-    ]
+def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[Kind, ...]:
+    """All steps of instances, and the moves to them."""
+    steps = [(instance, *step) for instance in instances for step in _steps(instance)]
+    runs = [2 if stage == "decode" else 1 for _, stage, _, _ in steps]  # decode steps come in rows
+    times = timed([call for *_, call in steps], repeats, runs=runs, least_s=least_s)
+    kinds = []
+    for instance in instances:
+        points: dict[str, list[Any]] = {}
+        busy: dict[str, list[Timed]] = {}
+        for (of, stage, make, _), time in zip(steps, times):
+            if of is instance:
+                points.setdefault(stage, []).append(make(seconds=time.seconds))
+                busy.setdefault(stage, []).append(time)
+        kinds.append(
+            Kind(
+                *_kind(instance),
+                attention={role: choice.kernel for role, choice in instance.attention.choices.items()},
+                cores={stage: _cores(some) for stage, some in busy.items()},
+                kv_moves=kv_moves(instance, instances, repeats),
+                mm_moves=mm_moves(instance, instances, repeats),
+                encode=tuple(points.get("encode", ())),
+                prefill=tuple(points.get("prefill", ())),
+                decode=tuple(points.get("decode", ())),
+            )
+        )
+    return tuple(kinds)
 
 
 def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]:
