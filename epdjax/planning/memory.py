@@ -28,8 +28,8 @@ from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import check_tensor_widths, scheduling_for
-from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec
-from epdjax.serving.memory import PROBE_BLOCKS, block_bytes, fit, largest_steps
+from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.memory import PROBE_BLOCKS, block_bytes, fit, largest_steps, largest_units, staged_bytes
 from epdjax.serving.slots import Slots
 from epdjax.serving.workshop import Parts, Workshop
 
@@ -352,15 +352,9 @@ def instance_spec(sizes: StepSizes, roles: str, config: EngineConfig, scheduling
     return workshop.spec(InstanceMesh(roles, roles, sizes.submesh), kv_blocks=1)
 
 
-def largest_units(buckets: Buckets) -> list[tuple[int, int]]:
-    """(units per device, size) of encode steps that may be the largest: with most in it, and of the largest units."""
-    shapes = [(buckets.unit_rows(size)[-1], size) for size in buckets.unit_sizes]
-    return list(dict.fromkeys([max(shapes, key=lambda shape: shape[0] * shape[1]), shapes[-1]]))
-
-
 def staging(sizes: StepSizes, units: int, size: int, results: int = InstanceSpec.staging) -> int:
-    """Bytes an encoder holds beside the step that runs: the other results that may wait to be moved, and inputs."""
-    return (results - 1) * sizes.encoded(units, size) + IN_FLIGHT * sizes.units(units, size)
+    """Bytes an encoder holds beside the step that runs; see `staged_bytes`."""
+    return staged_bytes(sizes.model.config, sizes.model.dtype, units, size, results)
 
 
 def largest(sizes: StepSizes, roles: str, buckets: Buckets) -> dict[str, float]:

@@ -6,12 +6,15 @@ their temporaries read off.
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from epdjax.serving.admission import SchedulerConfig
+from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
+from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec
 from epdjax.serving.programs import Job, compile_all, jobs_of
 from epdjax.serving.slots import Slots
 
@@ -43,7 +46,9 @@ def choose_kv_blocks(
         return config.kv_blocks or pages * max(1, slots // 2)
     taken = stats.get("bytes_in_use", 0) if in_use is None else in_use
     budget = stats["bytes_limit"] * config.memory_share - taken
-    return fit(budget, step_bytes(probe), block_bytes(probe), least=pages, most=pages * slots, wanted=config.kv_blocks)
+    block = block_bytes(probe)
+    kept = step_bytes(probe) + block  # the one that takes padding
+    return fit(budget, kept, block, least=pages, most=pages * slots, wanted=config.kv_blocks)
 
 
 def fit(budget: float, temporaries: int, block: int, *, least: int, most: int, wanted: int | None = None) -> int:
@@ -77,8 +82,31 @@ def block_bytes(instance: Instance) -> int:
 
 
 def step_bytes(instance: Instance) -> int:
-    """Bytes beside weights and KV pool: the largest step's temporaries and output, the MM pool and the slots."""
-    return max(largest_steps(instance).values(), default=0) + mm_pool_bytes(instance) + slot_bytes(instance)
+    """Bytes beside weights and KV pool: the largest step's temporaries and output, the MM pool, the slots, and what is
+    staged."""
+    kept = mm_pool_bytes(instance) + slot_bytes(instance)
+    if instance.performs("E"):
+        units, size = largest_units(instance.buckets)[0]
+        kept += staged_bytes(instance.model, instance.dtype, units, size, instance.spec.staging)
+    return max(largest_steps(instance).values(), default=0) + kept
+
+
+def largest_units(buckets: Buckets) -> list[tuple[int, int]]:
+    """(units per device, size) of encode steps that may be the largest: with most in it, and of the largest units."""
+    shapes = [(buckets.unit_rows(size)[-1], size) for size in buckets.unit_sizes]
+    return list(dict.fromkeys([max(shapes, key=lambda shape: shape[0] * shape[1]), shapes[-1]]))
+
+
+def staged_bytes(model: Any, dtype: Any, units: int, size: int, results: int = InstanceSpec.staging) -> int:
+    """Bytes an encoder's device holds beside the step that runs: the other results that may wait to be moved, and the
+    inputs of steps given to it ahead of time.
+
+    Args:
+        units: of a step, for each device. size: that they are padded to. results: that may wait.
+    """
+    inputs = sum(prod(dims) * np.dtype(kind).itemsize for dims, kind in model.unit_inputs(size).values())
+    result = units * model.unit_tokens(size) * model.mm_width * np.dtype(dtype).itemsize
+    return (results - 1) * result + IN_FLIGHT * units * inputs
 
 
 def mm_pool_bytes(instance: Instance) -> int:

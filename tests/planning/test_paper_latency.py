@@ -2,6 +2,7 @@
 
 import pytest
 
+from epdjax.cli import main
 from epdjax.planning.paper import engine, tables
 from epdjax.planning.paper.attainment import by_pictures
 from epdjax.planning.paper.latency import System, pictures, run
@@ -55,15 +56,22 @@ def test_attainment_falls_with_the_rate() -> None:
         assert shares == sorted(shares, reverse=True) and shares[0] > 0.9 > 0.5 > shares[-1], curve.system
 
 
+def test_figures_that_are_not_known_are_not_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "figure10"]) == 2
+    assert "figure 10 is not reproduced" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "allowed"),
     [
         (tables.table1, {"EPD 6E1P1D, 8 frames"}),
         (tables.table4, set()),
+        (tables.table6, set()),
         (tables.table7, set()),
+        (tables.offline, set()),
     ],
-    ids=["table1", "table4", "table7"],
+    ids=["table1", "table4", "table6", "table7", "offline"],
 )
 def test_tables_are_within_a_fifth(table, allowed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "SEEDS", 2)  # of the five that the docs' tables have

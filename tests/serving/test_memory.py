@@ -1,3 +1,4 @@
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +6,8 @@ from hypothesis import strategies as st
 from epdjax.mesh.devices import divide, resolve_mesh
 from epdjax.models.registry import config_of
 from epdjax.serving.deployment import check_tensor_widths
-from epdjax.serving.memory import block_bytes, fit, step_bytes
+from epdjax.serving.encode_speed import random_unit
+from epdjax.serving.memory import block_bytes, fit, largest_units, staged_bytes, step_bytes
 from tests.serving.deployments import make_llm
 
 
@@ -42,6 +44,17 @@ def test_bytes_are_those_of_the_real_arrays(checkpoint) -> None:
             programs = dict(instance.programs)
             assert step_bytes(instance) > instance.mm_pool.nbytes * instance.performs("P")
             instance.programs.update(programs)
+
+
+def test_an_encoder_stages_results_and_inputs(checkpoint) -> None:
+    with make_llm(checkpoint, "1EPD") as llm:
+        instance = llm.deployment.instances["i0"]
+        units, size = largest_units(instance.buckets)[0]
+        inputs = sum(array.nbytes for array in random_unit(instance.model, size, 0).inputs.values())
+        result = instance.encode(0, [random_unit(instance.model, size, seed) for seed in range(units)])
+        staged = 3 * sum(array.nbytes for array in jax.tree.leaves(result)) + 2 * units * inputs
+        assert staged_bytes(instance.model, instance.dtype, units, size, results=4) == staged
+        instance.staged.clear()
 
 
 def test_tensor_widths_that_split_heads_unevenly_are_refused(checkpoint) -> None:
