@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 from epdjax.mesh.places import Place
 from epdjax.models.model_config import ModelConfig
@@ -18,7 +19,7 @@ from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.request import RequestSpec
 
 LASTING = 4  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
-MOST_REQUESTS = 2000
+MOST_REQUESTS = 2000  # what more of them would do is told from these
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +67,18 @@ class TrialRuns:
             met, missed = met + meets, missed + (not meets)
             return missed > may_miss or met >= len(arrivals) - may_miss
 
-        simulation.run(arrivals, enough)
-        return missed <= may_miss
+        timelines = simulation.run(arrivals, enough)
+        return missed <= may_miss and not (len(arrivals) >= MOST_REQUESTS and self._falls_behind(timelines))
+
+    def _falls_behind(self, timelines: Mapping[str, Timeline]) -> bool:
+        """Whether first tokens of a run that was cut short would come too late at the end of a full one, if their times
+        went on to grow as they did in its second half: a queue that grows does so evenly."""
+        begun = [timeline for timeline in timelines.values() if timeline.token_times]
+        half = begun[len(begun) // 2 :]
+        if half[0].arrived == half[-1].arrived:
+            return False  # all came at once
+        line = statistics.linear_regression([t.arrived for t in half], [t.ttft_s for t in half])
+        return line.intercept + line.slope * LASTING * self.slo.ttft_s > self.slo.ttft_s
 
     def _ready(self, choice: Choice, rate: float) -> tuple[Simulation, list[tuple[float, RequestSpec]]]:
         config, asks = self.scheduling(choice), self._asks(rate)

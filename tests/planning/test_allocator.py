@@ -150,3 +150,13 @@ def test_the_host_may_be_what_is_slow() -> None:
         found.append(Goodput(partial(runs.holds, attainment=0.9))(Choice("4EPD")))
     most = 2 / (0.1 * 4032 * 3024 / 1e6)  # pictures per second
     assert found[0] > 5 * most and found[1] == pytest.approx(most, rel=0.4)
+
+
+def test_loose_slos_do_not_hide_a_queue_that_grows() -> None:
+    """A run of a few thousand requests is over before the last of them waits for a minute."""
+    _, model = preset("MiniCPM-V-2.6")
+    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
+    costs, sizes = ConstantCosts(encode_unit_s=(0.01,)), Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
+    runs = TrialRuns(model, workload("pictures-1"), SLO(60.0, 1.0), lambda _: costs, lambda _: config, lambda _: sizes)
+    most = 4 / (10 * 0.01)  # pictures of ten slices per second
+    assert runs.holds(Choice("4EPD"), 0.8 * most, 0.9) and not runs.holds(Choice("4EPD"), 1.7 * most, 0.9)
