@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-blocks", type=int, metavar="N", help="of each instance (default: what memory leaves)")
     add("--buckets", choices=("full", "trimmed"), default="full", help="compiled shapes (default: %(default)s)")
     add("--no-irp", action="store_true", help="encoders that do not share the units of a request")
-    add("--repeats", type=int, default=5, metavar="N", help="timed calls of each step (default: %(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="timed calls of each step, at least (default: %(default)s)")
+    add("--seconds", type=float, default=10.0, metavar="S", help="of timing, at least (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
                 dtype=automatic if config.dtype == "auto" else config.dtype,
                 checkpoint=folder,
                 repeats=arguments.repeats,
+                least_s=arguments.seconds,
                 command=shlex.join(["epdjax", *sys.argv[1:]]),
                 progress=progress,
             )

@@ -217,7 +217,7 @@ def test_an_instance_is_timed() -> None:
 def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a tiny model on virtual devices: every step and every move of every kind of instance."""
     folder = make_tiny_checkpoint(tmp_path / "tiny", num_layers=1)
-    settings = "--max-model-len 128 --max-chunk 64 --max-seqs 2 --max-units 2 --buckets trimmed --repeats 1"
+    settings = "--max-model-len 128 --max-chunk 64 --max-seqs 2 --max-units 2 --buckets trimmed --repeats 1 --seconds 0"
     path = tmp_path / "made.json"
     assert main(["profile", "--model", str(folder), "--mesh", "2E1P1D", "-o", str(path), *settings.split()]) == 0
     assert "written to" in capsys.readouterr().out

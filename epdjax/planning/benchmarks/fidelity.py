@@ -68,7 +68,14 @@ class Fidelity:
 
 
 def compare(
-    folder: Path, mesh: str, rate: float, count: int, seed: int = 0, rounds: int = 1, **settings: Any
+    folder: Path,
+    mesh: str,
+    rate: float,
+    count: int,
+    seed: int = 0,
+    rounds: int = 1,
+    profile_s: float = 10.0,
+    **settings: Any,
 ) -> Fidelity:
     """Take a profile of a deployment, serve a trace with it, and simulate the trace.
 
@@ -78,14 +85,18 @@ def compare(
         folder: of a checkpoint, served in float32. mesh: spec.
         rate: requests per second. count: how many. seed: of the trace.
         rounds: of all this, with a trace each; a machine's slow moments are longer than a profile takes.
+        profile_s: that steps are timed for at least.
         settings: other fields of `EngineConfig`.
     """
-    return Fidelity.of_all([_round(folder, mesh, settings, rate, count, seed + number) for number in range(rounds)])
+    traces = [(rate, count, seed + number) for number in range(rounds)]
+    return Fidelity.of_all([_round(folder, mesh, settings, profile_s, *trace) for trace in traces])
 
 
-def _round(folder: Path, mesh: str, settings: dict[str, Any], rate: float, count: int, seed: int) -> Fidelity:
+def _round(
+    folder: Path, mesh: str, settings: dict[str, Any], profile_s: float, rate: float, count: int, seed: int
+) -> Fidelity:
     with _process() as process:
-        costs = process.submit(_profile, folder, mesh, settings).result()
+        costs = process.submit(_profile, folder, mesh, settings, profile_s).result()
     with _process() as process:
         return process.submit(_serve, folder, mesh, settings, costs, rate, count, seed).result()
 
@@ -94,10 +105,11 @@ def _process() -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def _profile(folder: Path, mesh: str, settings: dict[str, Any]) -> ProfiledCosts:
+def _profile(folder: Path, mesh: str, settings: dict[str, Any], least_s: float) -> ProfiledCosts:
     config = EngineConfig(model=folder, mesh=mesh, **settings)
-    family, model = family_of(folder), config_of(folder)
-    return ProfiledCosts(take_profile(family, model, config, name=folder.name, dtype="float32", checkpoint=folder))
+    family, model, name = family_of(folder), config_of(folder), folder.name
+    made = take_profile(family, model, config, name=name, dtype="float32", checkpoint=folder, least_s=least_s)
+    return ProfiledCosts(made)
 
 
 def _serve(folder: Path, mesh: str, settings: dict[str, Any], *trace: Any) -> Fidelity:

@@ -32,7 +32,7 @@ def test_errors_are_shares_of_what_was_live() -> None:
 def test_the_same_requests_are_served_and_simulated(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, num_layers=1)
     settings = {"max_model_len": 512, "max_seqs": 4, "max_chunk": 128, "max_units": 2, "buckets": "trimmed"}
-    found = compare(folder, "1E1P1D", rate=5.0, count=8, **settings)
+    found = compare(folder, "1E1P1D", rate=5.0, count=8, profile_s=0.0, **settings)
     assert found.difference is None and found.decisions > 8 * 3
     live, simulated = found.reports
     assert (live.answered, live.tokens) == (simulated.answered, simulated.tokens) and live.answered == 8
