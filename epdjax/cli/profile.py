@@ -1,6 +1,7 @@
 """``profile``: what a model's steps take on the devices at hand, in a file that planning reads."""
 
 import argparse
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = EngineConfig(model=name, irp=not arguments.no_irp, **{n: getattr(arguments, n) for n in SETTINGS})
         if arguments.repeats < 1:
             raise ValueError(f"--repeats must be at least 1, not {arguments.repeats}")
+        if not 0 <= arguments.seconds < math.inf:
+            raise ValueError(f"--seconds must be 0 or more, and finite, not {arguments.seconds:g}")
         output = arguments.output or Path(f"{Path(name).name}-{config.mesh}.profile.json")
         if not output.parent.is_dir():
             raise ValueError(f"cannot write {output}: there is no folder {output.parent}; make it, or name another")

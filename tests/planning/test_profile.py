@@ -249,6 +249,7 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--mesh", "1E1P"], "no instance for decode (D)"),
         (["--mesh", "900EPD"], "takes 900 devices"),
         (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--seconds", "-1"], "--seconds must be 0 or more"),
         (["-o", "no/such/folder/a.json"], "there is no folder no/such/folder"),
     ],
 )

@@ -87,7 +87,13 @@ def compare(
         rounds: of all this, with a trace each; a machine's slow moments are longer than a profile takes.
         profile_s: that steps are timed for at least.
         settings: other fields of `EngineConfig`.
+
+    Raises:
+        ValueError: a count or a rate that is not positive; what `take_profile` says.
     """
+    for name, value in (("requests", count), ("rounds", rounds), ("rate", rate)):
+        if not value > 0:
+            raise ValueError(f"--{name} must be more than 0, not {value:g}")
     traces = [(rate, count, seed + number) for number in range(rounds)]
     return Fidelity.of_all([_round(folder, mesh, settings, profile_s, *trace) for trace in traces])
 

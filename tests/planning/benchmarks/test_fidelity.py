@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from epdjax.cli import main
+from epdjax.demo import demo_model_path
 from epdjax.planning.benchmarks.fidelity import Fidelity, compare, trace
 from epdjax.planning.metrics import Timeline
 from tests.models.tiny import make_tiny_checkpoint
@@ -26,6 +28,12 @@ def test_errors_are_shares_of_what_was_live() -> None:
     both = Fidelity.of_all([found, Fidelity(simulated, simulated, 5, 3)])
     assert (both.decisions, both.difference) == (15, 3)
     assert both.error("ttft", "mean") == pytest.approx((1 + 2 + 1 + 2) / (1 + 3 + 1 + 2) - 1)
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--requests", "--rate"])
+def test_nothing_to_compare_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench-simulator", "--model", str(demo_model_path()), option, "0"]) == 2
+    assert f"no comparison: {option} must be more than 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
