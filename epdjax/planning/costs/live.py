@@ -34,7 +34,7 @@ def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int,
 
     Args:
         config: of the engine. checkpoint: that it serves. dtype: of weights and pools.
-        repeats: requests of each kind, after one that is not timed. least_s: that each kind goes on for at least.
+        repeats: requests of each kind, in turns, after one that is not timed. least_s: that they go on for at least.
 
     Raises:
         ValueError: the deployment cannot be built.
