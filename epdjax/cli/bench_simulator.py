@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="checkpoint folder (default: 0.2 billion random weights)")
     add("--mesh", nargs="+", default=["1EPD", "1E1P1D", "2E1P2D"], metavar="SPEC", help="one engine after another")
-    add("--rate", type=float, default=0.35, metavar="R", help="requests per second (default: %(default)s)")
-    add("--requests", type=int, default=60, metavar="N", help="of the trace (default: %(default)s)")
+    add("--rate", type=float, default=0.3, metavar="R", help="requests per second (default: %(default)s)")
+    add("--requests", type=int, default=12, metavar="N", help="of each trace (default: %(default)s)")
     add("--max-model-len", type=int, default=2048, metavar="N", help="context (default: %(default)s)")
-    add("--rounds", type=int, default=1, metavar="N", help="profiles and traces, their requests taken together")
-    add("--seed", type=int, default=0, metavar="N", help="of the trace")
+    add("--rounds", type=int, default=8, metavar="N", help="of timing and of a trace, in turns (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the first trace")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -42,14 +42,14 @@ class Machine:
     Attributes:
         host: prepares requests; None: that takes no time.
         cores: that devices share; None: each has its own.
-        loop_s: that the engine's loop, one thing at a time, takes for any work that has ended.
+        loop_s: that the engine's loop, one thing at a time, takes to start work, and when it has ended; None: none.
         in_order: whether KV leaves an instance only when it has done what it was given before, as it is with this
             engine, whose steps and gathers are in one queue of the device.
     """
 
     host: Host | None = None
     cores: Cores | None = None
-    loop_s: float = 0.0
+    loop_s: Callable[[Work], tuple[float, float]] | None = None
     in_order: bool = True
 
 

@@ -173,6 +173,15 @@ class Simulation:
             self._close(spec.request_id, now, error.code)
 
     def _start(self, work: Work, now: float) -> None:
+        if self._machine.loop_s is not None:
+            self._loop(self._machine.loop_s(work)[0], functools.partial(self._launch, work), now)
+        else:
+            self._launch(work, now)
+
+    def _loop(self, seconds: float, then: Callable[[float], None], now: float) -> None:
+        self._lanes.start("loop", seconds, lambda _, now: then(now), now, demand=1.0)
+
+    def _launch(self, work: Work, now: float) -> None:
         instance = self.scheduler.instances[work.instance].spec
         seconds = self._seconds(work, instance)
         end = functools.partial(self._ended, work)
@@ -191,9 +200,8 @@ class Simulation:
         seconds = now - began
         if not isinstance(work, (MoveMM, MoveKV)):
             self._gauges.ran(work.instance, seconds)
-        if self._machine.loop_s:
-            handle = functools.partial(self._finish, work, seconds)
-            self._lanes.start("loop", self._machine.loop_s, lambda _, now: handle(now), now, demand=1.0)
+        if self._machine.loop_s is not None:
+            self._loop(self._machine.loop_s(work)[1], functools.partial(self._finish, work, seconds), now)
         else:
             self._finish(work, seconds, now)
 

@@ -12,10 +12,12 @@ from epdjax.models.presets import preset
 from epdjax.models.registry import config_of, family_for
 from epdjax.planning.costs import Profile, ProfiledCosts, take_profile
 from epdjax.planning.costs.profile import (
+    NAMES,
     ChipSeen,
     DecodePoint,
     EncodePoint,
     Kind,
+    LoopTimes,
     ModelSeen,
     MovePoint,
     Overhead,
@@ -23,6 +25,7 @@ from epdjax.planning.costs.profile import (
     Settings,
     Taken,
     digest,
+    mean_of,
 )
 from epdjax.planning.machine import Machine
 from epdjax.serving.buckets import Buckets
@@ -87,6 +90,7 @@ MADE_UP = Profile(
     ),
     overhead=Overhead(),
 )
+OVERHEAD = Overhead({"decode": LoopTimes(0.01, 0.02), "kv_move": LoopTimes(0.05, 0.06)}, 0.2, {"decode": 0.3})
 E = InstanceSpec("i0", "E", encode_width=2)
 P = InstanceSpec("i1", "P", kv_blocks=9, mm_blocks=9, slots=9)
 D = InstanceSpec("i2", "D", kv_blocks=9, slots=9)
@@ -123,6 +127,9 @@ def test_context_and_padding() -> None:
     assert costs(decode(65, 64), D) == pytest.approx(1.5, rel=1e-2)
     assert costs(decode(1, 1, 1, 1), D) == pytest.approx(3.0, rel=1e-2)
     assert costs(decode(1, 1, 1), D) == pytest.approx(2.9, rel=1e-2), "one of four rows is padding"
+    curved = dataclasses.replace(MADE_UP.kinds[2], decode=(*MADE_UP.kinds[2].decode, DecodePoint(4, 8, 2, 2, 2.75)))
+    curved_costs = ProfiledCosts(dataclasses.replace(MADE_UP, kinds=(*MADE_UP.kinds[:2], curved)))
+    assert curved_costs(decode(1, 1, 1), D) == pytest.approx(2.875, rel=1e-2), "the second costs less than others"
     assert costs(prefill(32, 64), P) == pytest.approx(1.5)
     assert costs(prefill(0, 20), P) < 1.0, "fewer pairs in the same bucket"
 
@@ -143,11 +150,34 @@ def test_beyond_what_was_timed() -> None:
 
 def test_cores_are_shared_where_devices_are_virtual() -> None:
     assert ProfiledCosts(MADE_UP).machine == Machine()
-    costs = ProfiledCosts(dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2), overhead=Overhead(0.1, 0.2)))
+    costs = ProfiledCosts(dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2), overhead=OVERHEAD))
     cores = costs.machine.cores
-    assert cores is not None and (cores.count, cores.waking_s, costs.machine.loop_s) == (2, 0.2, 0.1)
+    assert cores is not None and (cores.count, cores.waking_s) == (2, 0.2)
     works = ((encode(1), E), (prefill(0, 64), P), (decode(5), D), (move_kv(1), D))
     assert [cores.demand(work, instance) for work, instance in works] == [1.5, 1.25, 1.75, 1.0]
+
+
+def test_what_the_engine_adds() -> None:
+    costs = ProfiledCosts(dataclasses.replace(MADE_UP, overhead=OVERHEAD))
+    loop_s = costs.machine.loop_s
+    assert loop_s is not None and (loop_s(decode(1)), loop_s(move_kv(1))) == ((0.01, 0.02), (0.05, 0.06))
+    assert costs(decode(1, 1), D) == pytest.approx(1.0 + 0.3) and costs(prefill(0, 64), P) == pytest.approx(1.0)
+
+
+def test_the_mean_of_profiles() -> None:
+    other = dataclasses.replace(MADE_UP, overhead=OVERHEAD)
+    kinds = [dataclasses.replace(kind, cores=dict.fromkeys(kind.cores, 2.0)) for kind in MADE_UP.kinds]
+    kinds[2] = dataclasses.replace(
+        kinds[2], decode=tuple(dataclasses.replace(point, seconds=3 * point.seconds) for point in kinds[2].decode)
+    )
+    third = dataclasses.replace(other, kinds=tuple(kinds), overhead=Overhead(OVERHEAD.loop, 0.8, {"decode": 0.6}))
+    mean = mean_of([other, third])
+    assert mean.overhead == Overhead(OVERHEAD.loop, pytest.approx(0.5), {"decode": pytest.approx(0.45)})
+    assert mean.kinds[0].cores == {"encode": 1.75} and mean.kinds[0].encode == MADE_UP.kinds[0].encode
+    assert [point.seconds for point in mean.kinds[2].decode] == pytest.approx([2.0, 4.0, 5.4, 6.0, 8.0])
+    assert (mean.taken, mean.buckets, mean.preprocessing) == (other.taken, other.buckets, None)
+    with pytest.raises(ValueError, match="different deployments have no mean: chip is not the same"):
+        mean_of([MADE_UP, dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2))])
 
 
 def test_instances_like_one_another() -> None:
@@ -176,7 +206,7 @@ def test_files_that_are_no_profile(tmp_path: Path) -> None:
     assert ProfiledCosts.load(path) == ProfiledCosts(MADE_UP)
     value = json.loads(path.read_text())
     for change, says in (
-        ({"version": 99}, "of version 99, this epdjax reads version 2"),
+        ({"version": 99}, "of version 99, this epdjax reads version 3"),
         ({"format": "novel"}, "is not a profile"),
         ({"buckets": 3}, "damaged profile: buckets"),
     ):
@@ -209,7 +239,8 @@ def test_an_instance_is_timed() -> None:
     assert profile.preprocessing is None and profile.chip.device_kind == jax.devices()[0].device_kind
     instance = InstanceSpec("i0", "EPD", encode_width=1)
     assert ProfiledCosts(profile)(encode(1), instance) == kind.encode[0].seconds
-    assert 0 < profile.overhead.loop < 1 and 0 <= profile.overhead.waking < 1
+    assert all(0 < loop.start < 1 and 0 < loop.end < 1 for loop in profile.overhead.loop.values())
+    assert set(profile.overhead.loop) == set(NAMES.values()) and 0 <= profile.overhead.waking < 1
     assert set(kind.cores) == {"encode", "prefill", "decode"} and all(value > 0 for value in kind.cores.values())
 
 
@@ -235,7 +266,9 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [point.count for point in d.kv_moves] == list(profile.buckets.move_blocks)
     assert [point.count for point in p.mm_moves] == [2 * n * 4 for n in profile.buckets.units]
     assert not (e.mm_moves or e.kv_moves or p.kv_moves or d.mm_moves)
-    assert 0 < profile.overhead.loop < 1 and profile.preprocessing.request_s >= 0 and profile.chip.cores > 0
+    loop = profile.overhead.loop
+    assert all(0 < each.start < 1 and 0 < each.end < 1 for each in loop.values()) and len(set(loop.values())) == 5
+    assert profile.preprocessing.request_s >= 0 and profile.chip.cores > 0
     points = [*e.encode, *p.prefill, *p.mm_moves, *d.decode, *d.kv_moves]
     assert all(0 < point.seconds < 10 for point in points)
     costs = ProfiledCosts(profile)

@@ -1,21 +1,23 @@
 """How true the simulator is: the same requests, served by the live engine and simulated with a profile of its steps."""
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epdjax.models.registry import config_of, family_of
+from epdjax.planning.benchmarks.awake import cores_awake
+from epdjax.planning.benchmarks.elsewhere import elsewhere
 from epdjax.planning.benchmarks.traffic import Arrival, Mix, poisson
-from epdjax.planning.costs import ProfiledCosts, take_profile
+from epdjax.planning.costs import ProfiledCosts, Profiler
+from epdjax.planning.costs.live import LiveTimes, measure_live
+from epdjax.planning.costs.profile import Profile, mean_of
 from epdjax.planning.metrics import Report, Timeline, report
-from epdjax.planning.replay import Recording, first_difference, record, replay
+from epdjax.planning.replay import first_difference, record, replay
 from epdjax.planning.simulator import Simulation
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.llm import AsyncLLM
@@ -42,16 +44,6 @@ class Fidelity:
     decisions: int
     difference: int | None
 
-    @classmethod
-    def of_all(cls, rounds: Sequence["Fidelity"]) -> "Fidelity":
-        """Several as one."""
-        return cls(
-            tuple(timeline for each in rounds for timeline in each.live),
-            tuple(timeline for each in rounds for timeline in each.simulated),
-            sum(each.decisions for each in rounds),
-            next((each.difference for each in rounds if each.difference is not None), None),
-        )
-
     @functools.cached_property
     def reports(self) -> tuple[Report, Report]:
         """Live, and simulated."""
@@ -73,60 +65,39 @@ def compare(
     rate: float,
     count: int,
     seed: int = 0,
-    rounds: int = 1,
-    profile_s: float = 10.0,
+    rounds: int = 8,
+    profile_s: float = 5.0,
     **settings: Any,
 ) -> Fidelity:
-    """Take a profile of a deployment, serve a trace with it, and simulate the trace.
+    """Take a profile of a deployment, serve traces with it, and simulate the traces.
 
-    Profile and engine have processes of their own: what one leaves behind would slow the other down.
+    Timing and serving take turns: a machine's slow moments are longer than either takes. They have processes of their
+    own: what one leaves behind would slow the other down; and no core may fall asleep meanwhile.
 
     Args:
         folder: of a checkpoint, served in float32. mesh: spec.
-        rate: requests per second. count: how many. seed: of the trace.
-        rounds: of all this, with a trace each; a machine's slow moments are longer than a profile takes.
-        profile_s: that steps are timed for at least.
+        rate: requests per second. count: how many a trace has. seed: of the first trace.
+        rounds: of timing and of a trace; all traces are simulated with the mean of all that was timed.
+        profile_s: that steps are timed for in a round, at least, and answers of the idle engine too.
         settings: other fields of `EngineConfig`.
 
     Raises:
-        ValueError: a count or a rate that is not positive; what `take_profile` says.
+        ValueError: a count or a rate that is not positive; what `Profiler` says.
     """
     for name, value in (("requests", count), ("rounds", rounds), ("rate", rate)):
         if not value > 0:
             raise ValueError(f"--{name} must be more than 0, not {value:g}")
-    traces = [(rate, count, seed + number) for number in range(rounds)]
-    return Fidelity.of_all([_round(folder, mesh, settings, profile_s, *trace) for trace in traces])
-
-
-def _round(
-    folder: Path, mesh: str, settings: dict[str, Any], profile_s: float, rate: float, count: int, seed: int
-) -> Fidelity:
-    with _process() as process:
-        costs = process.submit(_profile, folder, mesh, settings, profile_s).result()
-    with _process() as process:
-        return process.submit(_serve, folder, mesh, settings, costs, rate, count, seed).result()
-
-
-def _process() -> concurrent.futures.Executor:
-    return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-
-def _profile(folder: Path, mesh: str, settings: dict[str, Any], least_s: float) -> ProfiledCosts:
-    config = EngineConfig(model=folder, mesh=mesh, **settings)
-    family, model, name = family_of(folder), config_of(folder), folder.name
-    made = take_profile(family, model, config, name=name, dtype="float32", checkpoint=folder, least_s=least_s)
-    return ProfiledCosts(made)
-
-
-def _serve(folder: Path, mesh: str, settings: dict[str, Any], *trace: Any) -> Fidelity:
-    async def serve() -> Fidelity:
-        llm = AsyncLLM(folder, mesh, dtype="float32", **settings)
-        try:
-            return await measure(llm, mesh, *trace)
-        finally:
-            await llm.shutdown(drain=False)
-
-    return asyncio.run(serve())
+    with (
+        cores_awake(),
+        elsewhere(Timing, folder, mesh, settings) as timing,
+        elsewhere(Serving, folder, mesh, settings) as serving,
+    ):
+        serving("warm_up", trace(rate, WARMING_UP, seed + rounds))
+        for number in range(rounds):
+            timing("take", serving("idle", profile_s), profile_s)
+            serving("serve", trace(rate, count, seed + number))
+        fidelity: Fidelity = serving("compared", timing("costs"))
+        return fidelity
 
 
 def trace(rate: float, count: int, seed: int) -> list[Arrival]:
@@ -134,56 +105,102 @@ def trace(rate: float, count: int, seed: int) -> list[Arrival]:
     return list(itertools.islice(poisson(rate, float("inf"), seed, MIX, leaving=0.0, slow=0.0), count))
 
 
-async def measure(llm: AsyncLLM, mesh: str, costs: ProfiledCosts, rate: float, count: int, seed: int = 0) -> Fidelity:
-    """Serve a trace, and simulate it.
+class Timing:
+    """A deployment's steps, one kind of instance at a time.
 
     Args:
-        llm: an engine that has served nothing yet. mesh: its mesh spec.
-        costs: of its steps.
-        rate: requests per second. count: how many.
+        folder, mesh, settings: see `compare`.
     """
-    recording = record(llm._engine.scheduler)
-    for number, arrival in enumerate(trace(rate, WARMING_UP, seed + 1)):
-        await _client(llm, f"warm-{number}", arrival, Timeline(0.0))
-    arrivals = {f"r{number}": arrival for number, arrival in enumerate(trace(rate, count, seed))}
-    timelines: dict[str, Timeline] = {}
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for name, arrival in arrivals.items():
-            await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
-            timelines[name] = Timeline(time.monotonic())
-            group.create_task(_client(llm, name, arrival, timelines[name]))
-    return Fidelity(
-        tuple(timelines.values()),
-        tuple(_simulate(mesh, recording, costs, arrivals, timelines).values()),
-        len(recording.decisions),
-        first_difference(recording.decisions, replay(recording)),
-    )
+
+    def __init__(self, folder: Path, mesh: str, settings: Mapping[str, Any]):
+        config = EngineConfig(model=folder, mesh=mesh, **settings)
+        family, model = family_of(folder), config_of(folder)
+        self._profiler = Profiler(family, model, config, name=folder.name, dtype="float32", checkpoint=folder)
+        self._profiles: list[Profile] = []
+
+    def take(self, live: LiveTimes, least_s: float) -> None:
+        """A profile."""
+        self._profiles.append(self._profiler.take(live, least_s=least_s))
+
+    def costs(self) -> ProfiledCosts:
+        """By the mean of all profiles."""
+        return ProfiledCosts(mean_of(self._profiles))
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
-async def _client(llm: AsyncLLM, name: str, arrival: Arrival, timeline: Timeline) -> None:
-    params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
-    async for output in llm.generate(arrival.messages, params, request_id=name):
-        timeline.finished = time.monotonic()
-        new = len(output.outputs[0].token_ids) - timeline.tokens
-        timeline.token_times += [timeline.finished] * new
-        timeline.reason = output.outputs[0].finish_reason or ""
+class Serving:
+    """The deployment at work.
 
+    Args:
+        folder, mesh, settings: see `compare`.
+    """
 
-def _simulate(
-    mesh: str,
-    recording: Recording,
-    costs: ProfiledCosts,
-    arrivals: Mapping[str, Arrival],
-    timelines: Mapping[str, Timeline],
-) -> dict[str, Timeline]:
-    specs = {spec.request_id: spec for name, (spec, *_) in recording.calls if name == "add"}
-    sizes = {spec.name: spec for spec in recording.specs}
-    pixels = {name: [picture.width * picture.height for picture in _pictures(arrivals[name])] for name in arrivals}
-    host = costs.preprocessing.host(pixels) if costs.preprocessing else None
-    machine = dataclasses.replace(costs.machine, host=host)
-    simulation = Simulation(mesh, recording.config, lambda place: sizes[place.name], costs, machine=machine)
-    return simulation.run([(timeline.arrived, specs[name]) for name, timeline in timelines.items()])
+    def __init__(self, folder: Path, mesh: str, settings: Mapping[str, Any]):
+        self._llm, self._mesh = AsyncLLM(folder, mesh, dtype="float32", role_switching="off", **settings), mesh
+        self._recording = record(self._llm._engine.scheduler)
+        self._arrivals: dict[str, Arrival] = {}
+        self._timelines: dict[str, Timeline] = {}
+
+    def warm_up(self, arrivals: Sequence[Arrival]) -> None:
+        """Requests that do not count, one after another."""
+
+        async def serve() -> None:
+            for number, arrival in enumerate(arrivals):
+                await self._client(f"warm-{number}", arrival, Timeline(0.0))
+
+        asyncio.run(serve())
+
+    def idle(self, least_s: float) -> LiveTimes:
+        """How it answers one request at a time."""
+        return asyncio.run(measure_live(self._llm, least_s))
+
+    def serve(self, arrivals: Sequence[Arrival]) -> None:
+        """Requests when they arrive."""
+
+        async def serve() -> None:
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                for arrival in arrivals:
+                    await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
+                    name = f"r{len(self._arrivals)}"
+                    self._arrivals[name], self._timelines[name] = arrival, Timeline(time.monotonic())
+                    group.create_task(self._client(name, arrival, self._timelines[name]))
+
+        asyncio.run(serve())
+
+    async def _client(self, name: str, arrival: Arrival, timeline: Timeline) -> None:
+        params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
+        async for output in self._llm.generate(arrival.messages, params, request_id=name):
+            timeline.finished = time.monotonic()
+            new = len(output.outputs[0].token_ids) - timeline.tokens
+            timeline.token_times += [timeline.finished] * new
+            timeline.reason = output.outputs[0].finish_reason or ""
+
+    def compared(self, costs: ProfiledCosts) -> Fidelity:
+        """All that was served, beside what it would be with costs."""
+        decisions = self._recording.decisions
+        return Fidelity(
+            tuple(self._timelines.values()),
+            tuple(self._simulate(costs).values()),
+            len(decisions),
+            first_difference(decisions, replay(self._recording)),
+        )
+
+    def _simulate(self, costs: ProfiledCosts) -> dict[str, Timeline]:
+        recording, arrivals = self._recording, self._arrivals
+        specs = {spec.request_id: spec for name, (spec, *_) in recording.calls if name == "add"}
+        sizes = {spec.name: spec for spec in recording.specs}
+        pixels = {name: [each.width * each.height for each in _pictures(arrivals[name])] for name in arrivals}
+        host = costs.preprocessing.host(pixels) if costs.preprocessing else None
+        machine = dataclasses.replace(costs.machine, host=host)
+        simulation = Simulation(self._mesh, recording.config, lambda place: sizes[place.name], costs, machine=machine)
+        return simulation.run([(timeline.arrived, specs[name]) for name, timeline in self._timelines.items()])
+
+    def close(self) -> None:
+        """End the engine."""
+        asyncio.run(self._llm.shutdown(drain=False))
 
 
 def _pictures(arrival: Arrival) -> Sequence[Any]:

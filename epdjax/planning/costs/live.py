@@ -2,39 +2,66 @@
 step that another thread starts and waits for takes longer than one that is called again and again."""
 
 import asyncio
+import collections
 import dataclasses
+import functools
 import gc
+import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from epdjax.planning.costs.profile import NAMES, LoopTimes
 from epdjax.serving.config import EngineConfig
+from epdjax.serving.engine import Done, Engine
+from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
+from epdjax.serving.work import Work
 
 TOKENS = 64  # of a longer answer
+PICTURE = 64  # pixels, across and down
+TURNS = 3  # at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Waited:
+    """Seconds that the engine waited for work on an instance, from having started it to hearing of its end."""
+
+    work: Work
+    instance: InstanceSpec
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveTimes:
-    """A deployment that serves one short question at a time.
+    """A deployment that serves one request at a time.
 
     Attributes:
-        loop_s: that the engine's thread works per decode step. answer_s: from a client's call to the only token of a
-            short answer. pace_s: from one token to the next.
+        loop: what its loop takes, by the kind of work; see `Overhead`.
+        waited: for all its work.
+        pace_s: from one token of an answer to the next.
+        request_s: from a client's call, without pictures, to the start of its prefill, and from its first token being
+            there to the client having it.
     """
 
-    loop_s: float
-    answer_s: float
+    loop: dict[str, LoopTimes]
+    waited: tuple[Waited, ...]
     pace_s: float
+    request_s: float
 
 
-def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int, least_s: float) -> LiveTimes:
-    """Medians over requests to the deployment as it serves.
+def live_times(config: EngineConfig, checkpoint: Path, dtype: str, least_s: float) -> LiveTimes:
+    """Of a deployment that is made for this and ended again.
 
     Args:
         config: of the engine. checkpoint: that it serves. dtype: of weights and pools.
-        repeats: requests of each kind, in turns, after one that is not timed. least_s: that they go on for at least.
+        least_s: see `measure_live`.
 
     Raises:
         ValueError: the deployment cannot be built.
@@ -43,26 +70,93 @@ def live_times(config: EngineConfig, checkpoint: Path, dtype: str, repeats: int,
     settings |= {"model": checkpoint, "dtype": dtype, "role_switching": "off"}
     llm = AsyncLLM(**settings)
     try:
-        return asyncio.run(_measure(llm, repeats, least_s))
+        return asyncio.run(measure_live(llm, least_s))
     finally:
         asyncio.run(llm.shutdown(drain=False))
         del llm
         gc.collect()  # its memory is wanted
 
 
-async def _measure(llm: AsyncLLM, repeats: int, least_s: float) -> LiveTimes:
-    firsts: list[float] = []
-    loops: list[float] = []
-    paces: list[float] = []
-    await _answer(llm, TOKENS)
-    began = time.perf_counter()
-    while len(loops) < repeats or time.perf_counter() - began < least_s:
-        firsts.append((await _answer(llm, 1)).first_s)
-        worked = llm._engine.call(time.thread_time)
-        answer = await _answer(llm, TOKENS)
-        loops.append((llm._engine.call(time.thread_time) - worked) / answer.tokens)
-        paces.append((answer.last_s - answer.first_s) / max(1, answer.tokens - 1))
-    return LiveTimes(statistics.median(loops), statistics.median(firsts), statistics.median(paces))
+async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
+    """Means over requests to an engine that has nothing else to do: in turns one about a picture that it has not seen,
+    if it takes pictures, a short and a long one.
+
+    Args:
+        least_s: that they go on for at least.
+    """
+    engine, looks = llm._engine, "image" in llm.processor.placeholders
+    noise = np.random.default_rng(time.time_ns())
+
+    async def turn(clock: EngineClock) -> tuple[float, float]:
+        if looks:
+            pixels = noise.integers(0, 256, (PICTURE, PICTURE, 3), np.uint8)
+            await _answer(llm, 2, [{"type": "image", "image": Image.fromarray(pixels)}])
+        seen = len(clock.waited)
+        short = await _answer(llm, 1)
+        request_s = short.first_s - sum(clock.starts["prefill"][-1:]) - clock.waited[seen].seconds
+        long = await _answer(llm, TOKENS)
+        return (long.last_s - long.first_s) / max(1, long.tokens - 1), request_s
+
+    clock = engine.call(functools.partial(EngineClock, engine))
+    try:
+        await turn(clock)
+        engine.call(clock.reset)
+        began = time.perf_counter()
+        turns: list[tuple[float, float]] = []
+        while len(turns) < TURNS or time.perf_counter() - began < least_s:
+            turns.append(await turn(clock))
+        loop = engine.call(clock.loop)
+    finally:
+        engine.call(clock.stop)
+    pace_s, request_s = (statistics.mean(some) for some in zip(*turns))
+    return LiveTimes(loop, tuple(clock.waited), pace_s, max(0.0, request_s - loop["prefill"].end))
+
+
+class EngineClock:
+    """Times everything that an engine does for work, from now on; all but reading happens on its thread."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self._methods = engine, (engine._start, engine._finish)
+        self._started: dict[int, float] = {}
+        self.reset()
+        engine._start, engine._finish = self._start, self._finish  # type: ignore[method-assign]
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.starts: dict[str, list[float]] = collections.defaultdict(list)
+        self.ends: dict[str, list[float]] = collections.defaultdict(list)
+        self.waited: list[Waited] = []
+        self._began = time.thread_time()
+
+    def stop(self) -> None:
+        """Leave the engine alone."""
+        del self._engine._start, self._engine._finish
+
+    def _start(self, work: Work) -> None:
+        began = time.thread_time()
+        self._methods[0](work)
+        self.starts[NAMES[type(work)]].append(time.thread_time() - began)
+        self._started[work.work_id] = time.perf_counter()
+
+    def _finish(self, done: Done) -> None:
+        work, began = done.work, time.thread_time()
+        seconds = time.perf_counter() - self._started.pop(work.work_id, math.nan)
+        self.waited.append(Waited(work, self._engine.scheduler.instances[work.instance].spec, seconds))
+        self._methods[1](done)
+        self.ends[NAMES[type(work)]].append(time.thread_time() - began)
+
+    def loop(self) -> dict[str, LoopTimes]:
+        """Seconds that the thread worked for each kind of work. What was neither start nor end of any, such as
+        decisions, is shared out among all ends; work of a kind that was not seen is taken to be like prefill."""
+        worked = time.thread_time() - self._began
+        known = sum(sum(some) for times in (self.starts, self.ends) for some in times.values())
+        between = max(0.0, worked - known) / sum(len(some) for some in self.ends.values())
+        seen = {
+            name: LoopTimes(statistics.mean(self.starts[name]), statistics.mean(self.ends[name]) + between)
+            for name in NAMES.values()
+            if self.starts[name] and self.ends[name]
+        }
+        return {name: seen.get(name, seen["prefill"]) for name in NAMES.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +168,9 @@ class _Answer:
     tokens: int
 
 
-async def _answer(llm: AsyncLLM, most: int) -> _Answer:
+async def _answer(llm: AsyncLLM, most: int, media: Sequence[dict[str, Any]] = ()) -> _Answer:
     began, first_s, last_s, tokens = time.perf_counter(), 0.0, 0.0, 1
-    messages = [{"role": "user", "content": "what is"}]
+    messages = [{"role": "user", "content": [*media, {"type": "text", "text": "what is"}]}]
     params = SamplingParams(temperature=0, max_tokens=min(most, llm.max_model_len // 2), ignore_eos=True)
     async for output in llm.generate(messages, params):
         last_s, tokens = time.perf_counter() - began, len(output.outputs[0].token_ids)

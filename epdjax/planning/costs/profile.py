@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,17 @@ import pydantic
 
 from epdjax.planning.costs.host import HostCosts
 from epdjax.serving.buckets import Buckets
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill
 
-FORMAT, VERSION = "epdjax-profile", 2
+FORMAT, VERSION = "epdjax-profile", 3
+NAMES: dict[type, str] = {
+    Encode: "encode",
+    Prefill: "prefill",
+    Decode: "decode",
+    MoveMM: "mm_move",
+    MoveKV: "kv_move",
+}
+"""What profiles call the kinds of work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +58,7 @@ class DecodePoint:
 
 @dataclasses.dataclass(frozen=True)
 class MovePoint:
-    """A move of `count` KV blocks or MM tokens, padding included, from its dispatch to having landed."""
+    """A move of `count` KV blocks or MM tokens, padding included, from being launched to having landed."""
 
     count: int
     seconds: float
@@ -61,7 +72,7 @@ class Kind:
         roles, tensor, encode_width: see `epdjax.serving.ledger.InstanceSpec`.
         attention: the kernel of each role.
         cores: that steps of each stage keep busy on the host, where devices share its cores.
-        encode: steps, from units on the host. prefill, decode: steps, from inputs on the device.
+        encode, prefill, decode: steps, from being launched to their results being there.
         kv_moves, mm_moves: moves to such an instance.
     """
 
@@ -78,18 +89,28 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoopTimes:
+    """Seconds that the engine's thread works for a kind of work: to start it; to hear of its end, hand out what it
+    made, and decide what is next."""
+
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Overhead:
-    """Seconds that the host adds.
+    """What the host adds, in seconds.
 
     Attributes:
-        loop: that the engine's thread takes for any work: to start it, and to hear of its end.
+        loop: by the kind of work, as in `NAMES`.
         waking: of a step before which nothing ran anywhere.
-        step: that a decode step takes longer in the engine than called by itself, again and again.
+        more: that work takes longer in the engine than called by itself, again and again, by its kind; less where
+            negative.
     """
 
-    loop: float = 0.0
+    loop: dict[str, LoopTimes] = dataclasses.field(default_factory=dict)
     waking: float = 0.0
-    step: float = 0.0
+    more: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +210,38 @@ class Profile:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{path} is a damaged profile: {where}: {first['msg']}") from error
+
+
+def mean_of(profiles: Sequence[Profile]) -> Profile:
+    """Profiles of one deployment as one: what was measured is the mean of theirs, the rest is the first's.
+
+    Raises:
+        ValueError: they are of different deployments, or there are none.
+    """
+    if not profiles:
+        raise ValueError("no profiles to take the mean of")
+    first = profiles[0]
+    for name in ("chip", "model", "settings", "buckets"):
+        if any(getattr(each, name) != getattr(first, name) for each in profiles):
+            raise ValueError(f"profiles of different deployments have no mean: {name} is not the same")
+    return dataclasses.replace(
+        first, **{name: _mean([getattr(p, name) for p in profiles]) for name in ("kinds", "overhead", "preprocessing")}
+    )
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Of floats, wherever they are."""
+    first = values[0]
+    if isinstance(first, float):
+        return statistics.fmean(values)
+    if isinstance(first, tuple):
+        return tuple(_mean(each) for each in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in dataclasses.fields(first)]
+        return dataclasses.replace(first, **{name: _mean([getattr(value, name) for value in values]) for name in names})
+    return first
 
 
 def digest(model: Any) -> str:

@@ -8,20 +8,20 @@ is smaller takes as much as the smallest.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epdjax.mesh.chips import CHIPS
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.ladder import between, line, rung
-from epdjax.planning.costs.profile import DecodePoint, Kind, Profile, digest
+from epdjax.planning.costs.profile import NAMES, DecodePoint, Kind, Profile, digest
 from epdjax.planning.machine import Cores, Machine
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
-STAGES: dict[type, str] = {Encode: "encode", Prefill: "prefill", Decode: "decode"}
+STAGES = {work: NAMES[work] for work in (Encode, Prefill, Decode)}
 COPYING = 1.0  # cores that a copy keeps busy
 Line = tuple[float, float]
 Points = tuple[tuple[float, float], ...]
@@ -75,7 +75,12 @@ class ProfiledCosts:
     def machine(self) -> Machine:
         """What the deployment runs on, but for the preparing of requests."""
         shared, over = self.profile.chip.cores, self.profile.overhead
-        return Machine(cores=Cores(shared, self._demand, over.waking) if shared else None, loop_s=over.loop)
+        cores = Cores(shared, self._demand, over.waking) if shared else None
+        return Machine(cores=cores, loop_s=self._loop_s if over.loop else None)
+
+    def _loop_s(self, work: Work) -> tuple[float, float]:
+        loop = self.profile.overhead.loop[NAMES[type(work)]]
+        return loop.start, loop.end
 
     def _demand(self, work: Work, instance: InstanceSpec) -> float:
         return self._table(instance).demand[type(work)]
@@ -106,7 +111,7 @@ class _Table:
 
     def __init__(self, profile: Profile, buckets: Buckets, instance: InstanceSpec):
         self._buckets, self._instance, self._mesh = buckets, instance, profile.settings.mesh
-        self._step_s = profile.overhead.step
+        self._more_s = {kind: profile.overhead.more.get(name, 0.0) for kind, name in NAMES.items()}
         self._block, self._unit_tokens = profile.settings.block_size, profile.settings.unit_tokens
         kinds = _nearest_first(profile.kinds, instance)
         alike = [kind for kind in kinds if kind.tensor == instance.tensor]
@@ -117,30 +122,28 @@ class _Table:
         decode = next((k.decode for k in alike if k.decode), ())
         full = [point for point in decode if point.running == point.rows]
         self._decode = _grouped((p.pages, p.rows, p.context, p.seconds) for p in full)
-        self._decode_row = _saved(full, [point for point in decode if point.running < point.rows])
+        self._decode_saved = _saved(full, [point for point in decode if point.running < point.rows])
         self._kv: Points = _moves(next((kind.kv_moves for kind in kinds if kind.kv_moves), ()))
         self._mm: Points = _moves(next((kind.mm_moves for kind in kinds if kind.mm_moves), ()))
         cores = {stage: next((k.cores[stage] for k in kinds if stage in k.cores), 1.0) for stage in STAGES.values()}
         self.demand = {kind: cores[stage] for kind, stage in STAGES.items()} | {MoveKV: COPYING, MoveMM: COPYING}
         self._prefill_lines: dict[tuple[int, int], Line] = {}
-        self._decode_lines: dict[tuple[int, int], tuple[Line, float]] = {}
+        self._decode_lines: dict[tuple[int, int, int], Line] = {}
         self._encode_s: dict[tuple[int, int], float] = {}
         self._kv_s: dict[int, float] = {}
 
     def seconds(self, work: Work) -> float:
+        return max(0.0, self._alone_s(work) + self._more_s[type(work)])
+
+    def _alone_s(self, work: Work) -> float:
         match work:
             case Decode():
                 positions = [row.position for row in work.sequences]
                 rows = rung(self._buckets.decode_rows, len(positions))
                 pages = rung(self._buckets.decode_pages, max(positions) // self._block + 1)
-                found = self._decode_lines.get((rows, pages))
-                if found is None:
-                    line = _find(self._has(self._decode, "decode"), pages, rows)
-                    saved = _find(self._decode_row, pages, rows)[0] if rows > 1 and self._decode_row else 0.0
-                    found = self._decode_lines[rows, pages] = line, saved
-                (fixed, slope), saved = found
-                fixed += self._step_s
-                return fixed + slope * (sum(positions) + len(positions)) - saved * (rows - len(positions))
+                shape = (rows, pages, len(positions))
+                fixed, slope = self._decode_lines.get(shape) or self._decode_line(*shape)
+                return fixed + slope * (sum(positions) + len(positions))
             case Prefill():
                 return self._prefill_s(work)
             case Encode():
@@ -160,6 +163,14 @@ class _Table:
                 bucket = min(work.rows[0].unit.bucket, len(self._unit_tokens) - 1)
                 tokens = self._unit_tokens[bucket] * len(work.rows)
                 return between(self._has(self._mm, "receive MM tokens"), tokens)
+
+    def _decode_line(self, rows: int, pages: int, running: int) -> Line:
+        fixed, slope = _find(self._has(self._decode, "decode"), pages, rows)
+        if rows > running and self._decode_saved:
+            padding, saved = (rows - running) / (rows - 1), self._decode_saved[_nearest(self._decode_saved, pages)]
+            fixed -= between([(size, between(points, padding)) for size, points in sorted(saved.items())], rows)
+        self._decode_lines[rows, pages, running] = fixed, slope
+        return fixed, slope
 
     def _prefill_s(self, work: Prefill) -> float:
         chunks = work.chunks
@@ -216,8 +227,8 @@ def _grouped(points: Iterable[tuple[int, int, float, float]]) -> dict[int, dict[
 
 
 def _find(groups: Mapping[int, Mapping[int, Line]], pages: int, size: int) -> Line:
-    """The line of a size: of the pages that were timed those that hold `pages`, or else the most there were."""
-    timed = groups[min((p for p in groups if p >= pages), default=max(groups))]
+    """The line of a size; see `_nearest`."""
+    timed = groups[_nearest(groups, pages)]
     if size in timed:
         return timed[size]
     fixed = between([(known, timed[known][0]) for known in sorted(timed)], size)
@@ -227,16 +238,23 @@ def _find(groups: Mapping[int, Mapping[int, Line]], pages: int, size: int) -> Li
     return fixed, slope
 
 
-def _saved(full: Iterable[DecodePoint], single: Iterable[DecodePoint]) -> dict[int, dict[int, Line]]:
-    """Seconds that a row saves which is padding, at short contexts, by pages and rows of the bucket."""
+def _saved(full: Iterable[DecodePoint], padded: Iterable[DecodePoint]) -> dict[int, dict[int, Points]]:
+    """By pages and rows of the bucket: the share of rows that are padding, of all but one, and what they save at short
+    contexts, in seconds."""
     shortest: dict[tuple[int, int], float] = {}
     for point in sorted(full, key=lambda point: -point.context):
         shortest[point.pages, point.rows] = point.seconds
-    found: dict[int, dict[int, Line]] = {}
-    for point in single:
-        more = shortest[point.pages, point.rows] - point.seconds
-        found.setdefault(point.pages, {})[point.rows] = (max(0.0, more) / (point.rows - 1), 0.0)
+    found: dict[int, dict[int, Points]] = {}
+    for point in sorted(padded, key=lambda point: -point.running):
+        saved = max(0.0, shortest[point.pages, point.rows] - point.seconds)
+        points = found.setdefault(point.pages, {}).setdefault(point.rows, ((0.0, 0.0),))
+        found[point.pages][point.rows] = (*points, ((point.rows - point.running) / (point.rows - 1), saved))
     return found
+
+
+def _nearest(groups: Collection[int], pages: int) -> int:
+    """Of the pages that were timed those that hold `pages`, or else the most there were."""
+    return min((timed for timed in groups if timed >= pages), default=max(groups))
 
 
 def _moves(points: Iterable[Any]) -> Points:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +20,22 @@ from epdjax.serving.steps import prompt_arrays
 from epdjax.serving.work import KVPart, Unit, UnitMove
 
 Call = Callable[[], Any]
+OFTEN = 4  # that short calls are timed in a round
 PAUSE_S = 0.02  # after which the threads of idle devices sleep
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """A call: median seconds until its result is there, and the cores that the process kept busy meanwhile."""
+    """A call.
+
+    Attributes:
+        seconds: from its launch until its result is there; the median. cores: that the process kept busy meanwhile.
+        launch_s: that the calling thread worked before, to launch it.
+    """
 
     seconds: float
     cores: float
+    launch_s: float
 
 
 def timed(
@@ -35,39 +43,56 @@ def timed(
     repeats: int,
     *,
     runs: Sequence[int] | None = None,
-    pause_s: float = 0.0,
+    pauses_s: Sequence[float] | None = None,
     least_s: float = 0.0,
 ) -> list[Timed]:
-    """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each; the first
-    round does not count.
+    """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each, and in
+    another order in each, since a call feels what ran before it. Two rounds before do not count; the second says which
+    calls are short enough to be made `OFTEN` times in each.
 
     Args:
         repeats, least_s: rounds, and seconds, that it goes on for at least.
         runs: of each call in a row, of which the last is timed; None: one.
-        pause_s: before each call.
+        pauses_s: before each call; None: none.
     """
     seconds: list[list[float]] = [[] for _ in calls]
-    busy = [0.0] * len(calls)
+    busy, launching = [0.0] * len(calls), [0.0] * len(calls)
+
+    def call(at: int) -> tuple[float, float, float]:
+        if pauses_s and pauses_s[at]:
+            time.sleep(pauses_s[at])
+        for _ in range(runs[at] - 1 if runs else 0):
+            jax.block_until_ready(calls[at]())
+        began, worked, mine = time.perf_counter(), time.process_time(), time.thread_time()
+        result = calls[at]()
+        launch_s = time.thread_time() - mine
+        jax.block_until_ready(result)
+        return time.perf_counter() - began - launch_s, time.process_time() - worked - launch_s, launch_s
+
+    for at in range(len(calls)):
+        call(at)
+    once = [call(at)[0] for at in range(len(calls))]
+    order = [at for at, took_s in enumerate(once) for _ in range(OFTEN if took_s * OFTEN <= max(once) else 1)]
     started = time.perf_counter()
     for number in itertools.count():
-        if number > repeats and time.perf_counter() - started >= least_s:
+        if number >= repeats and time.perf_counter() - started >= least_s:
             break
-        for at, call in enumerate(calls):
-            if pause_s:
-                time.sleep(pause_s)
-            for _ in range(runs[at] - 1 if runs else 0):
-                jax.block_until_ready(call())
-            began, worked = time.perf_counter(), time.process_time()
-            jax.block_until_ready(call())
-            if number:
-                seconds[at].append(time.perf_counter() - began)
-                busy[at] += time.process_time() - worked
-    return [Timed(statistics.median(some), worked / sum(some)) for some, worked in zip(seconds, busy)]
+        for at in random.Random(number).sample(order, len(order)):
+            took_s, worked_s, launch_s = call(at)
+            seconds[at].append(took_s)
+            busy[at] += worked_s
+            launching[at] += launch_s
+    return [
+        Timed(statistics.median(took), worked / sum(took), launched / len(took))
+        for took, worked, launched in zip(seconds, busy, launching)
+    ]
 
 
-def median_s(call: Call, repeats: int, pause_s: float = 0.0) -> float:
-    """Median seconds of a call alone; see `timed`."""
-    return timed([call], repeats, pause_s=pause_s)[0].seconds
+def beyond_launch(times: Sequence[Timed]) -> list[Timed]:
+    """Calls of a kind, of different sizes, without what launching takes for any: the engine's loop, which does that,
+    is timed as it works. What launching a larger one takes more stays."""
+    least_s = min(time.launch_s for time in times)
+    return [dataclasses.replace(time, seconds=time.seconds + time.launch_s - least_s) for time in times]
 
 
 def encode_call(instance: Instance, rows: int, size: int) -> Call:
@@ -128,17 +153,18 @@ def _run(instance: Instance, key: tuple[str, Any], arrays: tuple[Any, ...]) -> j
 def waking_s(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
     """Seconds that a prefill step takes longer where nothing ran before it."""
     call = language_call(instance, key, 0, min(key[1][1], key[1][-1] * instance.block_size))
-    return median_s(call, repeats, PAUSE_S) - median_s(call, repeats)
+    paused, awake = timed([call, call], repeats, pauses_s=(PAUSE_S, 0.0))
+    return paused.seconds - awake.seconds
 
 
 def dispatch_s(instance: Instance, key: tuple[str, Any], repeats: int) -> float:
-    """Seconds that a prefill step takes from packing its rows to its tokens on the host, beyond the step."""
+    """Seconds that the calling thread works for a prefill step, from packing its rows to its tokens on the host."""
     tokens = min(key[1][1], key[1][-1] * instance.block_size)
 
     def whole() -> np.ndarray:
         return np.asarray(_run(instance, key, jax.device_put(_packed(instance, key, 0, tokens), instance.replicated)))
 
-    return median_s(whole, repeats) - median_s(language_call(instance, key, 0, tokens), repeats)
+    return timed([whole], repeats)[0].launch_s
 
 
 # ---- moves --------------------------------------------------------------------------------------------------------
@@ -150,7 +176,7 @@ def kv_moves(target: Instance, instances: Sequence[Instance], repeats: int) -> t
     senders = [i for i in instances if i is not target and i.performs("P") and not i.performs("D")]
     if not (senders and target.performs("D")):
         return ()
-    source, points = senders[0], []
+    source, calls = senders[0], []
     for count in target.buckets.move_blocks:
         here, there = (tuple(1 + n % i.spec.kv_blocks for n in range(count)) for i in (source, target))
         parts = [KVPart("profile", here, there, is_last=False, slot=0)]
@@ -161,8 +187,8 @@ def kv_moves(target: Instance, instances: Sequence[Instance], repeats: int) -> t
             target.land_kv(moved, parts, {})
             return target.pools
 
-        points.append(MovePoint(count, median_s(move, repeats)))
-    return tuple(points)
+        calls.append((count, move))
+    return _points(calls, repeats)
 
 
 def mm_moves(target: Instance, instances: Sequence[Instance], repeats: int) -> tuple[MovePoint, ...]:
@@ -173,22 +199,29 @@ def mm_moves(target: Instance, instances: Sequence[Instance], repeats: int) -> t
     senders = [target] if target.performs("E") else [i for i in instances if i.performs("E") and not i.performs("P")]
     if not senders:
         return ()
-    source, points = senders[0], []
-    for rows, size in sorted(shape for kind, shape in source.programs if kind == "encode"):
+    source, calls = senders[0], []
+    shapes = sorted(shape for kind, shape in source.programs if kind == "encode")
+    for number, (rows, size) in enumerate(shapes):
         units = [random_unit(source.model, size, seed) for seed in range(rows)]
-        jax.block_until_ready(source.encode(0, units))
+        jax.block_until_ready(source.encode(number, units))
         each = -(-units[0].tokens // target.mm_block_size)
         moves = [_unit_move(row, each, target.spec.mm_blocks) for row in range(rows)]
 
-        def move(moves: list[UnitMove] = moves) -> Any:
-            pieces = source.send_mm(0, target)
+        def move(number: int = number, moves: list[UnitMove] = moves) -> Any:
+            pieces = source.send_mm(number, target)
             jax.block_until_ready(pieces)
-            target.land_mm(pieces, source.staged[0], moves)
+            target.land_mm(pieces, source.staged[number], moves)
             return target.mm_pool
 
-        points.append(MovePoint(rows * units[0].tokens, median_s(move, repeats)))
-        source.staged.clear()
-    return tuple(points)
+        calls.append((rows * units[0].tokens, move))
+    points = _points(calls, repeats)
+    source.staged.clear()
+    return points
+
+
+def _points(calls: Sequence[tuple[int, Call]], repeats: int) -> tuple[MovePoint, ...]:
+    times = beyond_launch(timed([call for _, call in calls], repeats))
+    return tuple(MovePoint(count, time.seconds) for (count, _), time in zip(calls, times))
 
 
 def _unit_move(row: int, blocks: int, most: int) -> UnitMove:

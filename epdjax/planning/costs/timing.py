@@ -17,8 +17,9 @@ from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
-from epdjax.planning.benchmarks.overhead import measure_scheduler
+from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.live import LiveTimes, live_times
+from epdjax.planning.costs.overheads import guessed_overhead, seen_overhead
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
     ChipSeen,
@@ -36,13 +37,12 @@ from epdjax.planning.costs.profile import (
 from epdjax.planning.costs.stepping import (
     Call,
     Timed,
-    dispatch_s,
+    beyond_launch,
     encode_call,
     kv_moves,
     language_call,
     mm_moves,
     timed,
-    waking_s,
 )
 from epdjax.serving.compiles import compile_counter
 from epdjax.serving.config import EngineConfig
@@ -70,67 +70,105 @@ def take_profile(
 ) -> Profile:
     """Time every step of every kind of instance of a deployment, over all its buckets.
 
-    Weights are random, since what a step costs does not depend on them. Only the first instance of each kind is made.
+    Args:
+        family, model, config, name, dtype, checkpoint, progress: see `Profiler`; a live engine serves the checkpoint
+            first, to see what its loop takes.
+        repeats, least_s, command: see `Profiler.take`.
+
+    Raises:
+        ValueError: see `Profiler`.
+    """
+    live = live_times(config, checkpoint, jnp.dtype(dtype).name, least_s) if checkpoint else None
+    profiler = Profiler(family, model, config, name=name, dtype=dtype, checkpoint=checkpoint, progress=progress)
+    return profiler.take(live, repeats=repeats, least_s=least_s, command=command)
+
+
+class Profiler:
+    """Instances of a deployment, the first of each kind, compiled and ready to be timed any number of times.
+
+    Weights are random, since what a step costs does not depend on them.
 
     Args:
-        family, model: a family and a config of it. name: what the profile calls the model.
+        family, model: a family and a config of it. name: what profiles call the model.
         config: of the engine: mesh, shapes and limits.
         dtype: of weights and pools.
-        checkpoint: a folder whose processor is timed on pictures too, and which a live engine serves, to see what its
-            loop takes.
-        repeats: timed calls of each step, after one that is not. least_s: that they are timed for, more often then.
-        command: that took the profile, for the record.
+        checkpoint: a folder whose processor is timed on pictures too.
         progress: of compiling.
 
     Raises:
         ValueError: the mesh spec is malformed or takes more devices than there are, the model's heads cannot be split
             so, memory is too small, or the checkpoint's processor cannot be loaded.
     """
-    dtype = jnp.dtype(dtype)
-    spec, devices = resolve_mesh(config.mesh)
-    places = [on_devices(place, devices) for place in places_of(spec, irp=config.irp)]
-    check_tensor_widths(places, model)
-    live = live_times(config, checkpoint, dtype.name, max(repeats, 10), least_s) if checkpoint else None
-    workshop = Workshop(config, family, model, scheduling_for(config, model), dtype)
-    with compile_counter().expected():  # of the weights
-        instances = _make(workshop, _firsts(places, _kind_of))
-    compile_all([job for i in instances for job in jobs_of(i, instances)], {}, progress)
-    for instance in instances:
-        instance.make_pools()
-    kinds, chip = _time(instances, repeats, least_s), _chip(devices)
-    overhead = _overhead(instances, repeats, live)
-    if live is not None:
-        overhead = dataclasses.replace(overhead, step=_step_overhead_s(live, kinds, chip.cores))
-    host = measure_preprocessing(family, model, checkpoint, config.preprocess_threads) if checkpoint else None
-    if host is not None and live is not None:
-        prefill_s = min(point.seconds for kind in kinds for point in kind.prefill)
-        host = dataclasses.replace(host, request_s=max(0.0, live.answer_s - prefill_s - overhead.loop))
-    scheduling, buckets = workshop.scheduling, workshop.scheduling.buckets
-    return Profile(
-        taken=Taken(
-            datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            f"{platform.node()}, {platform.machine()}, {platform.system()}",
-            command,
-            metadata.version("epdjax"),
-            jax.__version__,
-        ),
-        chip=chip,
-        model=ModelSeen(name, family.model_type, digest(model)),
-        settings=Settings(
-            mesh=str(spec),
-            irp=config.irp,
-            dtype=dtype.name,
-            block_size=scheduling.block_size,
-            mm_block_size=scheduling.mm_block_size,
-            max_model_len=scheduling.max_model_len,
-            unit_tokens=tuple(model.unit_tokens(size) for size in buckets.unit_sizes),
-            repeats=repeats,
-        ),
-        buckets=buckets,
-        kinds=kinds,
-        overhead=overhead,
-        preprocessing=host,
-    )
+
+    def __init__(
+        self,
+        family: Family,
+        model: Any,
+        config: EngineConfig,
+        *,
+        name: str,
+        dtype: Any,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ):
+        self._family, self._model, self._config = family, model, config
+        self._name, self._dtype, self._checkpoint = name, jnp.dtype(dtype), checkpoint
+        spec, self._devices = resolve_mesh(config.mesh)
+        self._mesh = str(spec)
+        places = [on_devices(place, self._devices) for place in places_of(spec, irp=config.irp)]
+        check_tensor_widths(places, model)
+        self._scheduling = scheduling_for(config, model)
+        workshop = Workshop(config, family, model, self._scheduling, self._dtype)
+        with compile_counter().expected():  # of the weights
+            self._instances = _make(workshop, _firsts(places, _kind_of))
+        compile_all([job for i in self._instances for job in jobs_of(i, self._instances)], {}, progress)
+        for instance in self._instances:
+            instance.make_pools()
+
+    def take(
+        self, live: LiveTimes | None = None, *, repeats: int = 5, least_s: float = 10.0, command: str = ""
+    ) -> Profile:
+        """Time everything once more.
+
+        Args:
+            live: of the deployment as it serves; None: what the host adds is estimated.
+            repeats: timed calls of each step, after one that is not. least_s: that they are timed for, more often then.
+            command: that took the profile, for the record.
+        """
+        scheduling, buckets = self._scheduling, self._scheduling.buckets
+        steps = Profile(
+            taken=Taken(
+                datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                f"{platform.node()}, {platform.machine()}, {platform.system()}",
+                command,
+                metadata.version("epdjax"),
+                jax.__version__,
+            ),
+            chip=_chip(self._devices),
+            model=ModelSeen(self._name, self._family.model_type, digest(self._model)),
+            settings=Settings(
+                mesh=self._mesh,
+                irp=self._config.irp,
+                dtype=self._dtype.name,
+                block_size=scheduling.block_size,
+                mm_block_size=scheduling.mm_block_size,
+                max_model_len=scheduling.max_model_len,
+                unit_tokens=tuple(self._model.unit_tokens(size) for size in buckets.unit_sizes),
+                repeats=repeats,
+            ),
+            buckets=buckets,
+            kinds=_time(self._instances, repeats, least_s),
+            overhead=Overhead(),
+        )
+        overhead = seen_overhead(steps, live) if live is not None else guessed_overhead(self._instances, repeats)
+        return dataclasses.replace(steps, overhead=overhead, preprocessing=self._host(live))
+
+    def _host(self, live: LiveTimes | None) -> HostCosts | None:
+        if self._checkpoint is None:
+            return None
+        workers = self._config.preprocess_threads
+        host = measure_preprocessing(self._family, self._model, self._checkpoint, workers)
+        return host if host is None or live is None else dataclasses.replace(host, request_s=live.request_s)
 
 
 def _firsts(items: Sequence[T], key: Callable[[T], Any]) -> list[T]:
@@ -172,16 +210,20 @@ def _chip(devices: Sequence[jax.Device]) -> ChipSeen:
 def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[Kind, ...]:
     """All steps of instances, and the moves to them."""
     steps = [(instance, *step) for instance in instances for step in _steps(instance)]
-    runs = [2 if stage == "decode" else 1 for _, stage, _, _ in steps]  # decode steps come in rows
+    runs = [3 if stage == "decode" else 1 for _, stage, _, _ in steps]  # decode steps come in rows
     times = timed([call for *_, call in steps], repeats, runs=runs, least_s=least_s)
     kinds = []
     for instance in instances:
         points: dict[str, list[Any]] = {}
         busy: dict[str, list[Timed]] = {}
-        for (of, stage, make, _), time in zip(steps, times):
-            if of is instance:
-                points.setdefault(stage, []).append(make(seconds=time.seconds))
-                busy.setdefault(stage, []).append(time)
+        for stage in dict.fromkeys(stage for of, stage, *_ in steps if of is instance):
+            mine = [
+                (make, time)
+                for (of, of_stage, make, _), time in zip(steps, times)
+                if (of, of_stage) == (instance, stage)
+            ]
+            busy[stage] = beyond_launch([time for _, time in mine])
+            points[stage] = [make(seconds=time.seconds) for (make, _), time in zip(mine, busy[stage])]
         kinds.append(
             Kind(
                 *_kind(instance),
@@ -199,7 +241,7 @@ def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[
 
 def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]:
     """(stage, what makes its point of seconds, call) of every step at its shortest and its longest context, and of
-    decode steps with a single sequence too."""
+    decode steps with fewer sequences too."""
     block = instance.block_size
     for kind, shape in sorted(key for key in instance.programs if key[0] in ("encode", "prefill", "decode")):
         if kind == "encode":
@@ -215,7 +257,8 @@ def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]
                 call = language_call(instance, (kind, shape), start, tokens)
                 yield kind, partial(PrefillPoint, rows, shape[1], pages, pairs), call
         else:
-            for used, start in sorted({(1, 0), (rows, 0), (rows, longest)}):
+            fewer = [2**n for n in range(rows.bit_length()) if 2**n < rows]
+            for used, start in [*((some, 0) for some in fewer), *sorted({(rows, 0), (rows, longest)})]:
                 call = language_call(instance, (kind, shape), start, tokens, used)
                 yield kind, partial(DecodePoint, rows, pages, used, used * (start + 1)), call
 
@@ -223,29 +266,3 @@ def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]
 def _cores(times: Sequence[Timed]) -> float:
     """That steps keep busy, on average over the time they take."""
     return sum(time.seconds * time.cores for time in times) / sum(time.seconds for time in times)
-
-
-def _overhead(instances: Sequence[Instance], repeats: int, live: LiveTimes | None) -> Overhead:
-    """What the host adds; its loop alone where there is no live engine to be seen at work."""
-
-    def least(kind: str, measure: Callable[[Instance, Any, int], float]) -> float:
-        able = [(i, key) for i in instances for key in i.programs if key[0] == kind]
-        return max(0.0, measure(*min(able, key=lambda pair: pair[1][1]), max(repeats, 10)))
-
-    if live is not None:
-        loop_s = live.loop_s
-    else:
-        scheduler = measure_scheduler(tuple(i.roles for i in instances), requests=60, running=16, tokens=16)
-        loop_s = scheduler.step_s + least("prefill", dispatch_s)
-    return Overhead(loop_s, least("prefill", waking_s))
-
-
-def _step_overhead_s(live: LiveTimes, kinds: Sequence[Kind], cores: int) -> float:
-    """What a decode step takes longer in the live engine. Its pace is that of the steps, one behind the other, and of
-    what the loop beside them takes from the cores that both share."""
-    steps = [(point.seconds, kind.cores["decode"]) for kind in kinds for point in kind.decode if point.running == 1]
-    if not steps:
-        return 0.0
-    alone_s, busy = min(steps)
-    slower = max(1.0, (busy + 1) / cores) if cores else 1.0
-    return max(0.0, live.pace_s - live.loop_s * (slower - 1) - alone_s)

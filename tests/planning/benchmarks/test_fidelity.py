@@ -25,9 +25,6 @@ def test_errors_are_shares_of_what_was_live() -> None:
     )
     found = Fidelity(live, simulated, 10, None)
     assert found.error("ttft", "mean") == pytest.approx(-0.25) and found.error("tpot", "mean") == 0.0
-    both = Fidelity.of_all([found, Fidelity(simulated, simulated, 5, 3)])
-    assert (both.decisions, both.difference) == (15, 3)
-    assert both.error("ttft", "mean") == pytest.approx((1 + 2 + 1 + 2) / (1 + 3 + 1 + 2) - 1)
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--requests", "--rate"])
@@ -40,7 +37,7 @@ def test_nothing_to_compare_is_one_line(option: str, capsys: pytest.CaptureFixtu
 def test_the_same_requests_are_served_and_simulated(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, num_layers=1)
     settings = {"max_model_len": 512, "max_seqs": 4, "max_chunk": 128, "max_units": 2, "buckets": "trimmed"}
-    found = compare(folder, "1E1P1D", rate=5.0, count=8, profile_s=0.0, **settings)
+    found = compare(folder, "1E1P1D", rate=5.0, count=4, rounds=2, profile_s=0.0, **settings)
     assert found.difference is None and found.decisions > 8 * 3
     live, simulated = found.reports
     assert (live.answered, live.tokens) == (simulated.answered, simulated.tokens) and live.answered == 8
