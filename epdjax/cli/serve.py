@@ -1,7 +1,6 @@
 """``serve``: an OpenAI-compatible server on any split of any devices."""
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -151,6 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.cli.progress import CompileProgress
     from epdjax.demo import demo_model_path
     from epdjax.serving.http import bind, create_app, serve
+    from epdjax.serving.interpreter import settle
     from epdjax.serving.llm import AsyncLLM
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     print(_summary(llm, time.monotonic() - started), flush=True)
     log_late_compiles()
-    freeze_start_up()
+    settle()
     return serve(
         create_app(llm, admin_key=arguments.admin_key or os.environ.get("EPDJAX_ADMIN_KEY")),
         listener,
@@ -188,16 +188,6 @@ def log_late_compiles() -> None:
     import jax
 
     jax.config.update("jax_log_compiles", True)
-
-
-def freeze_start_up() -> None:
-    """Take what start-up has made out of the garbage collector's view.
-
-    That is 740,000 objects of JAX, transformers and compiled programs; a collection of all of them stops every thread,
-    for as long as 2 s on two busy CPU cores.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _summary(llm: object, seconds: float) -> str:

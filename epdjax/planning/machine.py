@@ -43,6 +43,8 @@ class Machine:
         host: prepares requests; None: that takes no time.
         cores: that devices share; None: each has its own.
         loop_s: that the engine's loop, one thing at a time, takes to start work, and when it has ended; None: none.
+        token_s: that clients take for a token, in Python as the loop is: only one of them runs at a time.
+        fresh_s: that a decode step takes longer which is not behind other work of its instance.
         in_order: whether KV leaves an instance only when it has done what it was given before, as it is with this
             engine, whose steps and gathers are in one queue of the device.
     """
@@ -50,6 +52,8 @@ class Machine:
     host: Host | None = None
     cores: Cores | None = None
     loop_s: Callable[[Work], tuple[float, float]] | None = None
+    token_s: float = 0.0
+    fresh_s: float = 0.0
     in_order: bool = True
 
 

@@ -4,6 +4,7 @@ It is the very scheduler that the live engine runs, its role switches and their 
 real. An instance does one thing at a time, and so does a link between two of them.
 """
 
+import collections
 import dataclasses
 import functools
 import heapq
@@ -104,6 +105,7 @@ class Simulation:
         self._count = itertools.count()
         cores = machine.cores
         self._machine, self._lanes = machine, Lanes(cores.count, cores.waking_s) if cores else Lanes()
+        self._running: collections.Counter[str] = collections.Counter()
         self._left = 0
         self._enough: Callable[[Timeline], bool] | None = None
         self._gauges, self._mm_moves = Gauges(self.scheduler, sample_s), MMMoves()
@@ -194,12 +196,16 @@ class Simulation:
                 after = work.source if self._machine.in_order else None
                 self._lanes.start((work.source, work.instance), seconds, end, now, demand=demand, after=after)
             case _:
+                if isinstance(work, Decode) and not self._running[work.instance]:
+                    seconds += self._machine.fresh_s
+                self._running[work.instance] += 1
                 self._lanes.start(work.instance, seconds, end, now, demand=demand)
 
     def _ended(self, work: Work, began: float, now: float) -> None:
         seconds = now - began
         if not isinstance(work, (MoveMM, MoveKV)):
             self._gauges.ran(work.instance, seconds)
+            self._running[work.instance] -= 1
         if self._machine.loop_s is not None:
             self._loop(self._machine.loop_s(work)[1], functools.partial(self._finish, work, seconds), now)
         else:
@@ -216,13 +222,21 @@ class Simulation:
         for request_id in tokens:
             timeline = self.timelines[request_id]
             if not timeline.reason and self.scheduler.wants(request_id):
-                timeline.token_times.append(now)
+                self._hand_over(timeline.token_times.append, now)
         done = self.scheduler.finished(work, now)
         if isinstance(work, Encode):
             self._mm_moves.encoded(work, now)
         elif isinstance(work, MoveMM):
             self._mm_moves.landed(work, seconds, now, self.scheduler)
-        self._end(done, now)
+        if done:
+            self._hand_over(functools.partial(self._end, done), now, seconds=0.0)
+
+    def _hand_over(self, then: Callable[[float], None], now: float, seconds: float | None = None) -> None:
+        """What clients see; in the order in which it was made."""
+        if self._machine.token_s:
+            self._loop(self._machine.token_s if seconds is None else seconds, then, now)
+        else:
+            then(now)
 
     def _end(self, events: Iterable[Finished], now: float) -> None:
         for event in events:

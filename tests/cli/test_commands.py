@@ -63,9 +63,10 @@ def test_the_invitation_carries_the_picture() -> None:
     assert command.startswith("curl -s http://127.0.0.1:1234/v1/chat/completions") and len(command) < 2000
 
 
-def test_collections_pass_over_what_start_up_made() -> None:
+def test_a_server_settles_when_all_is_built() -> None:
     code = (
-        "import gc; from epdjax.cli.serve import freeze_start_up; kept = [[i] for i in range(10_000)]\n"
-        "freeze_start_up(); print(gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 10_000)"
+        "import gc; from epdjax.serving.interpreter import settle; kept = [[i] for i in range(10_000)]\n"
+        "settle(); print(gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 10_000)\n"
+        "import sys; print(sys.getswitchinterval() < 0.001)"
     )
-    assert run("-c", code).stdout.split() == ["True", "True"]
+    assert run("-c", code).stdout.split() == ["True"] * 3

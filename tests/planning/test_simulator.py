@@ -94,6 +94,17 @@ def test_the_loop_does_one_thing_at_a_time() -> None:
     assert sorted(timeline.ttft_s for timeline in both.values()) == pytest.approx([0.5 + 0.5, 0.5 + 0.5 + 0.1])
 
 
+def test_what_clients_and_fresh_steps_take() -> None:
+    """Tokens are handed over one by one, each before the step after it is started; only the first step is fresh."""
+    options = {"machine": Machine(loop_s=lambda work: (0.0, 0.0), token_s=0.001, fresh_s=0.5)}
+    (plain, slow) = (simulate("1EPD", [(0.0, RequestSpec("r", 100, 4))], **some) for some in ({}, options))
+    before, after = (run.timelines["r"] for run in (plain, slow))
+    assert after.ttft_s == pytest.approx(before.ttft_s + 0.001) and len(after.token_times) == 4
+    assert after.token_times[1] - before.token_times[1] == pytest.approx(0.5, abs=0.01)
+    assert after.token_times[3] - before.token_times[3] == pytest.approx(0.5, abs=0.01)
+    assert after.finished == after.token_times[-1] and after.reason == "length"
+
+
 def test_media_are_prepared_by_a_few_workers() -> None:
     picture = RequestSpec("a", 100, 1, (64,))
     arrivals = [(0.0, picture), (0.0, RequestSpec("b", 100, 1, (64,))), (0.0, RequestSpec("c", 10, 1))]

@@ -20,6 +20,7 @@ from epdjax.planning.metrics import Report, Timeline, report
 from epdjax.planning.replay import first_difference, record, replay
 from epdjax.planning.simulator import Simulation
 from epdjax.serving.config import EngineConfig
+from epdjax.serving.interpreter import settle
 from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
 
@@ -151,6 +152,7 @@ class Serving:
                 await self._client(f"warm-{number}", arrival, Timeline(0.0))
 
         asyncio.run(serve())
+        settle()
 
     def idle(self, least_s: float) -> LiveTimes:
         """How it answers one request at a time."""

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import gc
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -31,11 +30,13 @@ TURNS = 3  # at least
 
 @dataclasses.dataclass(frozen=True)
 class Waited:
-    """Seconds that the engine waited for work on an instance, from having started it to hearing of its end."""
+    """Seconds from when the engine set out to start work on an instance to hearing of its end, less what its thread
+    worked to start it; `fresh` if the instance had nothing else to do then."""
 
     work: Work
     instance: InstanceSpec
     seconds: float
+    fresh: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +47,15 @@ class LiveTimes:
         loop: what its loop takes, by the kind of work; see `Overhead`.
         waited: for all its work.
         pace_s: from one token of an answer to the next.
-        request_s: from a client's call, without pictures, to the start of its prefill, and from its first token being
-            there to the client having it.
+        request_s: from a client's call, without pictures, to the start of its prefill.
+        token_s: that the clients' thread works for a token.
     """
 
     loop: dict[str, LoopTimes]
     waited: tuple[Waited, ...]
     pace_s: float
     request_s: float
+    token_s: float
 
 
 def live_times(config: EngineConfig, checkpoint: Path, dtype: str, least_s: float) -> LiveTimes:
@@ -87,29 +89,32 @@ async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
     engine, looks = llm._engine, "image" in llm.processor.placeholders
     noise = np.random.default_rng(time.time_ns())
 
-    async def turn(clock: EngineClock) -> tuple[float, float]:
+    async def turn(clock: EngineClock) -> tuple[float, float, float]:
         if looks:
             pixels = noise.integers(0, 256, (PICTURE, PICTURE, 3), np.uint8)
             await _answer(llm, 2, [{"type": "image", "image": Image.fromarray(pixels)}])
         seen = len(clock.waited)
         short = await _answer(llm, 1)
         request_s = short.first_s - sum(clock.starts["prefill"][-1:]) - clock.waited[seen].seconds
+        worked = time.thread_time()
         long = await _answer(llm, TOKENS)
-        return (long.last_s - long.first_s) / max(1, long.tokens - 1), request_s
+        token_s = (time.thread_time() - worked) / long.tokens
+        return (long.last_s - long.first_s) / max(1, long.tokens - 1), request_s, token_s
 
     clock = engine.call(functools.partial(EngineClock, engine))
     try:
         await turn(clock)
         engine.call(clock.reset)
         began = time.perf_counter()
-        turns: list[tuple[float, float]] = []
+        turns: list[tuple[float, float, float]] = []
         while len(turns) < TURNS or time.perf_counter() - began < least_s:
             turns.append(await turn(clock))
         loop = engine.call(clock.loop)
     finally:
         engine.call(clock.stop)
-    pace_s, request_s = (statistics.mean(some) for some in zip(*turns))
-    return LiveTimes(loop, tuple(clock.waited), pace_s, max(0.0, request_s - loop["prefill"].end))
+    pace_s, request_s, token_s = (statistics.mean(some) for some in zip(*turns))
+    request_s = max(0.0, request_s - loop["prefill"].end - token_s)
+    return LiveTimes(loop, tuple(clock.waited), pace_s, request_s, token_s)
 
 
 class EngineClock:
@@ -117,7 +122,8 @@ class EngineClock:
 
     def __init__(self, engine: Engine):
         self._engine, self._methods = engine, (engine._start, engine._finish)
-        self._started: dict[int, float] = {}
+        self._started: dict[int, tuple[float, bool]] = {}
+        self._running: collections.Counter[str] = collections.Counter()
         self.reset()
         engine._start, engine._finish = self._start, self._finish  # type: ignore[method-assign]
 
@@ -133,17 +139,21 @@ class EngineClock:
         del self._engine._start, self._engine._finish
 
     def _start(self, work: Work) -> None:
-        began = time.thread_time()
+        began, worked = time.perf_counter(), time.thread_time()
         self._methods[0](work)
-        self.starts[NAMES[type(work)]].append(time.thread_time() - began)
-        self._started[work.work_id] = time.perf_counter()
+        start_s = time.thread_time() - worked
+        self.starts[NAMES[type(work)]].append(start_s)
+        self._started[work.work_id] = began + start_s, not self._running[work.instance]
+        self._running[work.instance] += 1
 
     def _finish(self, done: Done) -> None:
-        work, began = done.work, time.thread_time()
-        seconds = time.perf_counter() - self._started.pop(work.work_id, math.nan)
-        self.waited.append(Waited(work, self._engine.scheduler.instances[work.instance].spec, seconds))
+        work, worked = done.work, time.thread_time()
+        began, fresh = self._started.pop(work.work_id)
+        self._running[work.instance] -= 1
+        spec = self._engine.scheduler.instances[work.instance].spec
+        self.waited.append(Waited(work, spec, time.perf_counter() - began, fresh))
         self._methods[1](done)
-        self.ends[NAMES[type(work)]].append(time.thread_time() - began)
+        self.ends[NAMES[type(work)]].append(time.thread_time() - worked)
 
     def loop(self) -> dict[str, LoopTimes]:
         """Seconds that the thread worked for each kind of work. What was neither start nor end of any, such as

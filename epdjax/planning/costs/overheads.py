@@ -24,13 +24,14 @@ def seen_overhead(profile: Profile, live: LiveTimes) -> Overhead:
         alone_s = costs(waited.work, waited.instance)
         longer.setdefault(NAMES[type(waited.work)], []).append(waited.seconds - alone_s)
     more = {name: statistics.mean(some) for name, some in longer.items()}
-    more["decode"] = _decode_s(profile, costs, live)
-    return Overhead(live.loop, more=more)
+    more["decode"] = decode_s = _decode_s(profile, costs, live)
+    fresh = [w.seconds - costs(w.work, w.instance) for w in live.waited if w.fresh and isinstance(w.work, Decode)]
+    return Overhead(live.loop, more=more, token=live.token_s, fresh=max(0.0, statistics.mean(fresh) - decode_s))
 
 
 def _decode_s(profile: Profile, costs: ProfiledCosts, live: LiveTimes) -> float:
     """What a decode step takes longer. It waits for the one before it; the pace of an answer is that of the steps, one
-    behind the other, and of what the loop beside them takes from the cores that both share."""
+    behind the other, and of what the threads beside them take from the cores that all share."""
     steps = [waited for waited in live.waited if isinstance(waited.work, Decode)]
     cores = costs.machine.cores
     slower = (
@@ -38,7 +39,7 @@ def _decode_s(profile: Profile, costs: ProfiledCosts, live: LiveTimes) -> float:
     )
     loop = live.loop["decode"]
     alone_s = statistics.mean(costs(waited.work, waited.instance) for waited in steps)
-    return live.pace_s - (loop.start + loop.end) * max(0.0, slower - 1) - alone_s
+    return live.pace_s - (loop.start + loop.end + live.token_s) * max(0.0, slower - 1) - alone_s
 
 
 def guessed_overhead(instances: Sequence[Instance], repeats: int) -> Overhead:

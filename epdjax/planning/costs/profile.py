@@ -103,6 +103,8 @@ class Overhead:
 
     Attributes:
         loop: by the kind of work, as in `NAMES`.
+        token: that the thread of clients works for a token that they get.
+        fresh: that a decode step takes longer still which is not behind other work of its instance.
         waking: of a step before which nothing ran anywhere.
         more: that work takes longer in the engine than called by itself, again and again, by its kind; less where
             negative.
@@ -111,6 +113,8 @@ class Overhead:
     loop: dict[str, LoopTimes] = dataclasses.field(default_factory=dict)
     waking: float = 0.0
     more: dict[str, float] = dataclasses.field(default_factory=dict)
+    token: float = 0.0
+    fresh: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

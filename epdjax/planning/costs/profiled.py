@@ -76,7 +76,8 @@ class ProfiledCosts:
         """What the deployment runs on, but for the preparing of requests."""
         shared, over = self.profile.chip.cores, self.profile.overhead
         cores = Cores(shared, self._demand, over.waking) if shared else None
-        return Machine(cores=cores, loop_s=self._loop_s if over.loop else None)
+        loop_s = self._loop_s if over.loop else None
+        return Machine(cores=cores, loop_s=loop_s, token_s=over.token, fresh_s=over.fresh)
 
     def _loop_s(self, work: Work) -> tuple[float, float]:
         loop = self.profile.overhead.loop[NAMES[type(work)]]
