@@ -145,11 +145,14 @@ class Serving:
         self._timelines: dict[str, Timeline] = {}
 
     def warm_up(self, arrivals: Sequence[Arrival]) -> None:
-        """Requests that do not count, one after another."""
+        """Requests that do not count, each alone and then all at once: the first steps of a bucket take longer."""
 
         async def serve() -> None:
             for number, arrival in enumerate(arrivals):
                 await self._client(f"warm-{number}", arrival, Timeline(0.0))
+            await asyncio.gather(
+                *(self._client(f"hot-{number}", arrival, Timeline(0.0)) for number, arrival in enumerate(arrivals))
+            )
 
         asyncio.run(serve())
         settle()

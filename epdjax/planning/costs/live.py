@@ -23,7 +23,7 @@ from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.work import Work
 
-TOKENS = 64  # of a longer answer
+TOKENS = 12  # of a longer answer: steps get quicker over some 25 of them, and hardly any answer is left alone so long
 PICTURE = 64  # pixels, across and down
 TURNS = 3  # at least
 
