@@ -11,6 +11,8 @@ from epdjax.cli import main
 from epdjax.models.presets import preset
 from epdjax.models.registry import config_of, family_for
 from epdjax.planning.costs import Profile, ProfiledCosts, take_profile
+from epdjax.planning.costs.live import LiveTimes, Waited
+from epdjax.planning.costs.overheads import seen_overhead
 from epdjax.planning.costs.profile import (
     NAMES,
     ChipSeen,
@@ -162,6 +164,19 @@ def test_what_the_engine_adds() -> None:
     loop_s = costs.machine.loop_s
     assert loop_s is not None and (loop_s(decode(1)), loop_s(move_kv(1))) == ((0.01, 0.02), (0.05, 0.06))
     assert costs(decode(1, 1), D) == pytest.approx(1.0 + 0.3) and costs(prefill(0, 64), P) == pytest.approx(1.0)
+
+
+def test_what_a_live_engine_shows() -> None:
+    """Prefill took 0.75 longer than alone, decode at its pace 0.25, and 0.25 more where it followed nothing; on two
+    cores of which a step keeps 1.75 busy, the loop and the clients beside it are why it was slow."""
+    waited = [(decode(1, 1), D, 1.5, True), (decode(1, 1), D, 9.0, False), (prefill(0, 64), P, 1.75, True)]
+    loop = dict.fromkeys(NAMES.values(), LoopTimes(0.2, 0.1))
+    live = LiveTimes(loop, tuple(Waited(*each) for each in waited), pace_s=1.25, request_s=0.5, token_s=0.1)
+    seen = seen_overhead(MADE_UP, live)
+    assert (seen.loop, seen.token) == (loop, 0.1) and seen.more["prefill"] == pytest.approx(0.75)
+    assert (seen.more["decode"], seen.fresh) == (pytest.approx(0.25, abs=1e-3), pytest.approx(0.25, abs=1e-3))
+    shared = seen_overhead(dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2)), live)
+    assert shared.more["decode"] == pytest.approx(0.25 - 0.4 * (2.75 / 2 - 1), abs=1e-3)
 
 
 def test_the_mean_of_profiles() -> None:
