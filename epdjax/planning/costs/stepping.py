@@ -20,7 +20,7 @@ from epdjax.serving.steps import prompt_arrays
 from epdjax.serving.work import KVPart, Unit, UnitMove
 
 Call = Callable[[], Any]
-OFTEN = 4  # that short calls are timed in a round
+OFTEN, SHORT = 4, 0.025  # how often calls are timed in a round that take so little of what the longest takes
 PAUSE_S = 0.02  # after which the threads of idle devices sleep
 
 
@@ -47,8 +47,8 @@ def timed(
     least_s: float = 0.0,
 ) -> list[Timed]:
     """Time calls, all of them in each round, so that a slow moment of the machine falls on few calls of each, and in
-    another order in each, since a call feels what ran before it. Two rounds before do not count; the second says which
-    calls are short enough to be made `OFTEN` times in each.
+    another order in each, since a call feels what ran before it. One round before does not count; it says which calls
+    are short enough to be made `OFTEN` times in each.
 
     Args:
         repeats, least_s: rounds, and seconds, that it goes on for at least.
@@ -69,10 +69,8 @@ def timed(
         jax.block_until_ready(result)
         return time.perf_counter() - began - launch_s, time.process_time() - worked - launch_s, launch_s
 
-    for at in range(len(calls)):
-        call(at)
     once = [call(at)[0] for at in range(len(calls))]
-    order = [at for at, took_s in enumerate(once) for _ in range(OFTEN if took_s * OFTEN <= max(once) else 1)]
+    order = [at for at, took_s in enumerate(once) for _ in range(OFTEN if took_s <= SHORT * max(once) else 1)]
     started = time.perf_counter()
     for number in itertools.count():
         if number >= repeats and time.perf_counter() - started >= least_s:
