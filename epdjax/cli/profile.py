@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from epdjax.cli.progress import CompileProgress
     from epdjax.demo import demo_model_path
     from epdjax.mesh.devices import resolve_mesh
-    from epdjax.planning.costs import take_profile
+    from epdjax.planning.costs import Profiler
+    from epdjax.planning.costs.live import live_times
     from epdjax.planning.memory import PlannedModel
     from epdjax.serving.config import EngineConfig
 
@@ -67,18 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
         _, devices = resolve_mesh(config.mesh)
         automatic = "float32" if devices[0].platform == "cpu" else model.dtype.name
         with CompileProgress() as progress:
-            profile = take_profile(
+            dtype = automatic if config.dtype == "auto" else config.dtype
+            live = live_times(config, folder, dtype, arguments.seconds) if folder else None
+            profiler = Profiler(
                 model.family,
                 model.config,
                 config,
                 name=folder.resolve().name if folder else name,
-                dtype=automatic if config.dtype == "auto" else config.dtype,
+                dtype=dtype,
                 checkpoint=folder,
-                repeats=arguments.repeats,
-                least_s=arguments.seconds,
-                command=shlex.join(["epdjax", *sys.argv[1:]]),
                 progress=progress,
             )
+            command = shlex.join(["epdjax", *sys.argv[1:]])
+            profile = profiler.take(live, repeats=arguments.repeats, least_s=arguments.seconds, command=command)
         profile.save(output)
     except (ValueError, OSError) as error:
         print(f"no profile: {error}", file=sys.stderr)

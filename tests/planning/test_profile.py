@@ -10,8 +10,9 @@ import pytest
 from epdjax.cli import main
 from epdjax.models.presets import preset
 from epdjax.models.registry import config_of, family_for
-from epdjax.planning.costs import Profile, ProfiledCosts, take_profile
-from epdjax.planning.costs.live import LiveTimes, Waited
+from epdjax.planning.costs import Profile, ProfiledCosts, Profiler
+from epdjax.planning.costs.engine_clock import Waited
+from epdjax.planning.costs.live import LiveTimes
 from epdjax.planning.costs.overheads import seen_overhead
 from epdjax.planning.costs.profile import (
     NAMES,
@@ -243,7 +244,7 @@ def test_an_instance_is_timed() -> None:
     model = family.read_config(config, None)
     buckets = Buckets((2,), ((1, 32),), (4,), (2,), (4,), (4,))
     settings = EngineConfig("tiny", "1EPD", buckets=buckets, max_model_len=64)
-    profile = take_profile(family, model, settings, name="tiny", dtype="float32", repeats=1, least_s=0.0)
+    profile = Profiler(family, model, settings, name="tiny", dtype="float32").take(repeats=1, least_s=0.0)
     (kind,) = profile.kinds
     assert (kind.roles, kind.tensor, kind.encode_width) == ("EPD", 1, 1) and set(kind.attention) == set("EPD")
     assert [(point.rows, point.size) for point in kind.encode] == [(2, 1)]

@@ -10,7 +10,7 @@ from epdjax.planning.costs.links import Links
 from epdjax.planning.costs.profile import Profile
 from epdjax.planning.costs.profiled import ProfiledCosts
 from epdjax.planning.costs.roofline import Efficiency, Roofline
-from epdjax.planning.costs.timing import Profiler, take_profile
+from epdjax.planning.costs.timing import Profiler
 
 __all__ = [
     "ConstantCosts",
@@ -21,5 +21,4 @@ __all__ = [
     "ProfiledCosts",
     "Profiler",
     "Roofline",
-    "take_profile",
 ]

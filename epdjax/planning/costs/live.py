@@ -2,7 +2,6 @@
 step that another thread starts and waits for takes longer than one that is called again and again."""
 
 import asyncio
-import collections
 import dataclasses
 import functools
 import gc
@@ -15,28 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from epdjax.planning.costs.profile import NAMES, LoopTimes
+from epdjax.planning.costs.engine_clock import EngineClock, Waited
+from epdjax.planning.costs.profile import LoopTimes
 from epdjax.serving.config import EngineConfig
-from epdjax.serving.engine import Done, Engine
-from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.llm import AsyncLLM
 from epdjax.serving.params import SamplingParams
-from epdjax.serving.work import Work
+from epdjax.serving.work import Prefill
 
 TOKENS = 12  # of a longer answer: steps get quicker over some 25 of them, and hardly any answer is left alone so long
 PICTURE = 64  # pixels, across and down
 TURNS = 3  # at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Waited:
-    """Seconds from when the engine set out to start work on an instance to hearing of its end, less what its thread
-    worked to start it; `fresh` if the instance had nothing else to do then."""
-
-    work: Work
-    instance: InstanceSpec
-    seconds: float
-    fresh: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +82,7 @@ async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
             await _answer(llm, 2, [{"type": "image", "image": Image.fromarray(pixels)}])
         seen = len(clock.waited)
         short = await _answer(llm, 1)
-        request_s = short.first_s - sum(clock.starts["prefill"][-1:]) - clock.waited[seen].seconds
+        request_s = short.first_s - next(w.seconds for w in clock.waited[seen:] if isinstance(w.work, Prefill))
         worked = time.thread_time()
         long = await _answer(llm, TOKENS)
         token_s = (time.thread_time() - worked) / long.tokens
@@ -113,60 +100,8 @@ async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
     finally:
         engine.call(clock.stop)
     pace_s, request_s, token_s = (statistics.mean(some) for some in zip(*turns))
-    request_s = max(0.0, request_s - loop["prefill"].end - token_s)
+    request_s = max(0.0, request_s - loop["prefill"].start - loop["prefill"].end - token_s)
     return LiveTimes(loop, tuple(clock.waited), pace_s, request_s, token_s)
-
-
-class EngineClock:
-    """Times everything that an engine does for work, from now on; all but reading happens on its thread."""
-
-    def __init__(self, engine: Engine):
-        self._engine, self._methods = engine, (engine._start, engine._finish)
-        self._started: dict[int, tuple[float, bool]] = {}
-        self._running: collections.Counter[str] = collections.Counter()
-        self.reset()
-        engine._start, engine._finish = self._start, self._finish  # type: ignore[method-assign]
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.starts: dict[str, list[float]] = collections.defaultdict(list)
-        self.ends: dict[str, list[float]] = collections.defaultdict(list)
-        self.waited: list[Waited] = []
-        self._began = time.thread_time()
-
-    def stop(self) -> None:
-        """Leave the engine alone."""
-        del self._engine._start, self._engine._finish
-
-    def _start(self, work: Work) -> None:
-        began, worked = time.perf_counter(), time.thread_time()
-        self._methods[0](work)
-        start_s = time.thread_time() - worked
-        self.starts[NAMES[type(work)]].append(start_s)
-        self._started[work.work_id] = began + start_s, not self._running[work.instance]
-        self._running[work.instance] += 1
-
-    def _finish(self, done: Done) -> None:
-        work, worked = done.work, time.thread_time()
-        began, fresh = self._started.pop(work.work_id)
-        self._running[work.instance] -= 1
-        spec = self._engine.scheduler.instances[work.instance].spec
-        self.waited.append(Waited(work, spec, time.perf_counter() - began, fresh))
-        self._methods[1](done)
-        self.ends[NAMES[type(work)]].append(time.thread_time() - worked)
-
-    def loop(self) -> dict[str, LoopTimes]:
-        """Seconds that the thread worked for each kind of work. What was neither start nor end of any, such as
-        decisions, is shared out among all ends; work of a kind that was not seen is taken to be like prefill."""
-        worked = time.thread_time() - self._began
-        known = sum(sum(some) for times in (self.starts, self.ends) for some in times.values())
-        between = max(0.0, worked - known) / sum(len(some) for some in self.ends.values())
-        seen = {
-            name: LoopTimes(statistics.mean(self.starts[name]), statistics.mean(self.ends[name]) + between)
-            for name in NAMES.values()
-            if self.starts[name] and self.ends[name]
-        }
-        return {name: seen.get(name, seen["prefill"]) for name in NAMES.values()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,8 +89,8 @@ def timed(
 def beyond_launch(times: Sequence[Timed]) -> list[Timed]:
     """Calls of a kind, of different sizes, without what launching takes for any: the engine's loop, which does that,
     is timed as it works. What launching a larger one takes more stays."""
-    least_s = min(time.launch_s for time in times)
-    return [dataclasses.replace(time, seconds=time.seconds + time.launch_s - least_s) for time in times]
+    least_s = min(each.launch_s for each in times)
+    return [dataclasses.replace(each, seconds=each.seconds + each.launch_s - least_s) for each in times]
 
 
 def encode_call(instance: Instance, rows: int, size: int) -> Call:

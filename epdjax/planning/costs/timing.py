@@ -18,7 +18,7 @@ from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
 from epdjax.planning.costs.host import HostCosts
-from epdjax.planning.costs.live import LiveTimes, live_times
+from epdjax.planning.costs.live import LiveTimes
 from epdjax.planning.costs.overheads import guessed_overhead, seen_overhead
 from epdjax.planning.costs.preprocessing import measure_preprocessing
 from epdjax.planning.costs.profile import (
@@ -53,34 +53,6 @@ from epdjax.serving.steps import Split
 from epdjax.serving.workshop import Workshop, parts_of
 
 T = TypeVar("T")
-
-
-def take_profile(
-    family: Family,
-    model: Any,
-    config: EngineConfig,
-    *,
-    name: str,
-    dtype: Any,
-    checkpoint: Path | None = None,
-    repeats: int = 5,
-    least_s: float = 10.0,
-    command: str = "",
-    progress: Progress | None = None,
-) -> Profile:
-    """Time every step of every kind of instance of a deployment, over all its buckets.
-
-    Args:
-        family, model, config, name, dtype, checkpoint, progress: see `Profiler`; a live engine serves the checkpoint
-            first, to see what its loop takes.
-        repeats, least_s, command: see `Profiler.take`.
-
-    Raises:
-        ValueError: see `Profiler`.
-    """
-    live = live_times(config, checkpoint, jnp.dtype(dtype).name, least_s) if checkpoint else None
-    profiler = Profiler(family, model, config, name=name, dtype=dtype, checkpoint=checkpoint, progress=progress)
-    return profiler.take(live, repeats=repeats, least_s=least_s, command=command)
 
 
 class Profiler:
