@@ -2,7 +2,7 @@
 that virtual devices share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.request import RequestSpec
@@ -28,11 +28,14 @@ class Cores:
     Attributes:
         count: how many there are. demand: how many work keeps busy on an instance.
         waking_s: that work takes longer before which nothing ran.
+        takes: how many of them work of the first kind takes from work of the second that runs beside it on another
+            instance; where a pair is missing, its demand.
     """
 
     count: float
     demand: Callable[[Work, InstanceSpec], float]
     waking_s: float = 0.0
+    takes: Mapping[tuple[type[Work], type[Work]], float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

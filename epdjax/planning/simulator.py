@@ -104,7 +104,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = itertools.count()
         cores = machine.cores
-        self._machine, self._lanes = machine, Lanes(cores.count, cores.waking_s) if cores else Lanes()
+        self._machine, self._lanes = machine, Lanes(cores.count, cores.waking_s, cores.takes) if cores else Lanes()
         self._running: collections.Counter[str] = collections.Counter()
         self._left = 0
         self._enough: Callable[[Timeline], bool] | None = None
@@ -199,7 +199,7 @@ class Simulation:
                 if isinstance(work, Decode) and not self._running[work.instance]:
                     seconds += self._machine.fresh_s
                 self._running[work.instance] += 1
-                self._lanes.start(work.instance, seconds, end, now, demand=demand)
+                self._lanes.start(work.instance, seconds, end, now, demand=demand, kind=type(work))
 
     def _ended(self, work: Work, began: float, now: float) -> None:
         seconds = now - began

@@ -39,6 +39,15 @@ def test_all_slow_down_alike() -> None:
     assert ends["b"] == pytest.approx(1 + 1.5) and ends["a"] == pytest.approx(1 + 1.5 + 1)
 
 
+def test_some_take_more_than_others() -> None:
+    """The short one waits behind the long one and goes at half its speed; the long one loses a fifth of its own."""
+    lanes, ends = Lanes(cores=2.0, takes={("long", "short"): 2.5, ("short", "long"): 1.0}), {}
+    for kind, seconds in (("short", 1.0), ("long", 2.6)):
+        lanes.start(kind, seconds, lambda _, end, kind=kind: ends.update({kind: end}), 0.0, demand=1.5, kind=kind)
+    drain(lanes)
+    assert ends == {"short": pytest.approx(2.0), "long": pytest.approx(2.0 + (2.6 - 2.0 / 1.25))}
+
+
 def test_the_first_after_a_pause_wakes_the_rest() -> None:
     lanes, ends = Lanes(waking_s=0.5), []
     lanes.start("a", 1.0, lambda _, now: lanes.start("a", 1.0, lambda _, end: ends.append(end), now), 0.0)

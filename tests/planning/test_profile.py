@@ -1,8 +1,12 @@
 """Profiles are taken of the real steps, say where they come from, and are refused where they do not belong."""
 
+import asyncio
 import dataclasses
+import itertools
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,11 +15,13 @@ from epdjax.cli import main
 from epdjax.models.presets import preset
 from epdjax.models.registry import config_of, family_for
 from epdjax.planning.costs import Profile, ProfiledCosts, Profiler
+from epdjax.planning.costs.crowding import crowding
 from epdjax.planning.costs.engine_clock import Waited
-from epdjax.planning.costs.live import LiveTimes
+from epdjax.planning.costs.live import LiveTimes, _answer
 from epdjax.planning.costs.overheads import seen_overhead
 from epdjax.planning.costs.profile import (
     NAMES,
+    Beside,
     ChipSeen,
     DecodePoint,
     EncodePoint,
@@ -34,6 +40,7 @@ from epdjax.planning.machine import Machine
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.ledger import InstanceSpec
+from epdjax.serving.params import SamplingParams
 from epdjax.serving.work import Chunk, Decode, Encode, KVPart, MoveKV, MoveMM, Prefill, Sequence, Unit, UnitMove
 from tests.models.tiny import make_tiny_checkpoint, tiny_hf_config
 
@@ -160,6 +167,48 @@ def test_cores_are_shared_where_devices_are_virtual() -> None:
     assert [cores.demand(work, instance) for work, instance in works] == [1.5, 1.25, 1.75, 1.0]
 
 
+def test_steps_take_what_they_were_seen_to_take() -> None:
+    """Decode beside prefill was 1.5 times as long: 3 of its 2 cores were wanted, 1.75 by itself."""
+    beside = (Beside("decode", "prefill", 1.5), Beside("prefill", "decode", 1.0), Beside("encode", "decode", 0.7))
+    shared = dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2), beside=beside)
+    cores = ProfiledCosts(shared).machine.cores
+    assert cores is not None
+    assert cores.takes == {(Prefill, Decode): 3 - 1.75, (Decode, Prefill): 2 - 1.25, (Decode, Encode): 0.0}
+    roomy = ProfiledCosts(dataclasses.replace(shared, chip=ChipSeen("cpu", "cpu", 3, 16))).machine.cores
+    assert roomy is not None and not roomy.takes
+
+
+def test_crowding_is_seen_of_each_two_instances() -> None:
+    """Steps of one instance never meet."""
+    ones = jax.numpy.ones((64, 64))
+    calls = {(0, "prefill"): lambda: ones @ ones, (0, "decode"): lambda: ones + ones, (1, "encode"): lambda: ones * 2}
+    seen = crowding(calls, rounds=2, least_s=0.0)
+    pairs = [("prefill", "encode"), ("encode", "prefill"), ("decode", "encode"), ("encode", "decode")]
+    assert [(each.stage, each.other) for each in seen] == pairs and all(each.slower > 0 for each in seen)
+    assert crowding({(0, "decode"): lambda: ones}, rounds=2, least_s=0.0) == ()
+
+    def fails() -> None:
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        crowding({**calls, (2, "decode"): fails}, rounds=2, least_s=0.0)
+
+
+def test_the_pace_of_an_answer_is_that_of_decoding() -> None:
+    """What comes before the second token, such as a move of KV, is none of it."""
+
+    class Slow:
+        max_model_len = 64
+
+        async def generate(self, messages: object, params: SamplingParams) -> AsyncIterator[object]:
+            for count, pause_s in enumerate((0.0, 0.5, 0.01, 0.01), 1):
+                await asyncio.sleep(pause_s)
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * count)])
+
+    answer = asyncio.run(_answer(Slow(), 4))  # type: ignore[arg-type]
+    assert answer.tokens == 4 and 0.01 <= answer.pace_s < 0.1 and answer.first_s < 0.1
+
+
 def test_what_the_engine_adds() -> None:
     costs = ProfiledCosts(dataclasses.replace(MADE_UP, overhead=OVERHEAD))
     loop_s = costs.machine.loop_s
@@ -186,11 +235,18 @@ def test_the_mean_of_profiles() -> None:
     kinds[2] = dataclasses.replace(
         kinds[2], decode=tuple(dataclasses.replace(point, seconds=3 * point.seconds) for point in kinds[2].decode)
     )
-    third = dataclasses.replace(other, kinds=tuple(kinds), overhead=Overhead(OVERHEAD.loop, 0.8, {"decode": 0.6}))
+    third = dataclasses.replace(
+        other,
+        kinds=tuple(kinds),
+        overhead=Overhead(OVERHEAD.loop, 0.8, {"decode": 0.6}),
+        beside=(Beside("decode", "encode", 2.0),),
+    )
+    other = dataclasses.replace(other, beside=(Beside("decode", "encode", 1.0),))
     mean = mean_of([other, third])
     assert mean.overhead == Overhead(OVERHEAD.loop, pytest.approx(0.5), {"decode": pytest.approx(0.45)})
     assert mean.kinds[0].cores == {"encode": 1.75} and mean.kinds[0].encode == MADE_UP.kinds[0].encode
     assert [point.seconds for point in mean.kinds[2].decode] == pytest.approx([2.0, 4.0, 5.4, 6.0, 8.0])
+    assert mean.beside == (Beside("decode", "encode", 1.5),)
     assert (mean.taken, mean.buckets, mean.preprocessing) == (other.taken, other.buckets, None)
     with pytest.raises(ValueError, match="different deployments have no mean: chip is not the same"):
         mean_of([MADE_UP, dataclasses.replace(MADE_UP, chip=ChipSeen("cpu", "cpu", 3, 2))])
@@ -222,7 +278,7 @@ def test_files_that_are_no_profile(tmp_path: Path) -> None:
     assert ProfiledCosts.load(path) == ProfiledCosts(MADE_UP)
     value = json.loads(path.read_text())
     for change, says in (
-        ({"version": 99}, "of version 99, this epdjax reads version 3"),
+        ({"version": 99}, "of version 99, this epdjax reads version 4"),
         ({"format": "novel"}, "is not a profile"),
         ({"buckets": 3}, "damaged profile: buckets"),
     ):
@@ -285,6 +341,8 @@ def test_a_profile_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     loop = profile.overhead.loop
     assert all(0 < each.start < 1 and 0 < each.end < 1 for each in loop.values()) and len(set(loop.values())) == 5
     assert profile.preprocessing.request_s >= 0 and profile.chip.cores > 0
+    stages = ("encode", "prefill", "decode")
+    assert {(each.stage, each.other) for each in profile.beside} == set(itertools.permutations(stages, 2))
     points = [*e.encode, *p.prefill, *p.mm_moves, *d.decode, *d.kv_moves]
     assert all(0 < point.seconds < 10 for point in points)
     costs = ProfiledCosts(profile)

@@ -13,8 +13,8 @@ from epdjax.serving.work import Work
 
 @dataclasses.dataclass(frozen=True)
 class Waited:
-    """Seconds from when the engine set out to start work on an instance to hearing of its end, less what its thread
-    worked to start it; `fresh` if the instance had nothing else to do then."""
+    """Seconds from when the engine set out to start work on an instance to hearing of its end, less what starting it
+    took its thread; `fresh` if the instance had nothing else to do then."""
 
     work: Work
     instance: InstanceSpec
@@ -37,7 +37,7 @@ class EngineClock:
         self.starts: dict[str, list[float]] = collections.defaultdict(list)
         self.ends: dict[str, list[float]] = collections.defaultdict(list)
         self.waited: list[Waited] = []
-        self._began = time.thread_time()
+        self._began, self._held_s = time.thread_time(), 0.0
 
     def stop(self) -> None:
         """Leave the engine alone."""
@@ -46,7 +46,11 @@ class EngineClock:
     def _start(self, work: Work) -> None:
         began, worked = time.perf_counter(), time.thread_time()
         self._methods[0](work)
-        start_s = time.thread_time() - worked
+        # Nothing slows it down where nothing runs: what the thread did not work then, it was held up.
+        start_s = worked_s = time.thread_time() - worked
+        if not self._running.total():
+            start_s = time.perf_counter() - began
+            self._held_s += start_s - worked_s
         self.starts[NAMES[type(work)]].append(start_s)
         self._started[work.work_id] = began + start_s, not self._running[work.instance]
         self._running[work.instance] += 1
@@ -64,9 +68,9 @@ class EngineClock:
         self.ends[NAMES[type(work)]].append(time.thread_time() - worked)
 
     def loop(self) -> dict[str, LoopTimes]:
-        """Seconds that the thread worked for each kind of work. What was neither start nor end of any, such as
-        decisions, is shared out among all ends; work of a kind that was not seen is taken to be like prefill."""
-        worked = time.thread_time() - self._began
+        """Seconds that the thread took for each kind of work. What was neither start nor end of any, such as decisions,
+        is shared out among all ends; work of a kind that was not seen is taken to be like prefill."""
+        worked = time.thread_time() - self._began + self._held_s
         known = sum(sum(some) for times in (self.starts, self.ends) for some in times.values())
         between = max(0.0, worked - known) / sum(len(some) for some in self.ends.values())
         seen = {

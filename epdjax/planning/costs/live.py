@@ -33,7 +33,7 @@ class LiveTimes:
     Attributes:
         loop: what its loop takes, by the kind of work; see `Overhead`.
         waited: for all its work.
-        pace_s: from one token of an answer to the next.
+        pace_s: from one token of an answer to the next, once it decodes.
         request_s: from a client's call, without pictures, to the start of its prefill.
         token_s: that the clients' thread works for a token.
     """
@@ -86,7 +86,7 @@ async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
         worked = time.thread_time()
         long = await _answer(llm, TOKENS)
         token_s = (time.thread_time() - worked) / long.tokens
-        return (long.last_s - long.first_s) / max(1, long.tokens - 1), request_s, token_s
+        return long.pace_s, request_s, token_s
 
     clock = engine.call(functools.partial(EngineClock, engine))
     try:
@@ -106,18 +106,20 @@ async def measure_live(llm: AsyncLLM, least_s: float) -> LiveTimes:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """Seconds to its first and its last token, and how many it has, fewer where contexts are short."""
+    """Seconds to its first token, how many it has, fewer where contexts are short, and seconds between those that
+    decode steps made: to the first of them KV may have had to move."""
 
     first_s: float
-    last_s: float
     tokens: int
+    pace_s: float
 
 
 async def _answer(llm: AsyncLLM, most: int, media: Sequence[dict[str, Any]] = ()) -> _Answer:
-    began, first_s, last_s, tokens = time.perf_counter(), 0.0, 0.0, 1
+    began, seen = time.perf_counter(), []
     messages = [{"role": "user", "content": [*media, {"type": "text", "text": "what is"}]}]
     params = SamplingParams(temperature=0, max_tokens=min(most, llm.max_model_len // 2), ignore_eos=True)
     async for output in llm.generate(messages, params):
-        last_s, tokens = time.perf_counter() - began, len(output.outputs[0].token_ids)
-        first_s = first_s or last_s
-    return _Answer(first_s, last_s, tokens)
+        seen.append((time.perf_counter() - began, len(output.outputs[0].token_ids)))
+    last_s, tokens = seen[-1]
+    second_s, so_far = next(((at_s, count) for at_s, count in seen if count > 1), seen[-1])
+    return _Answer(seen[0][0], tokens, (last_s - second_s) / max(1, tokens - so_far))

@@ -14,7 +14,7 @@ from epdjax.planning.costs.host import HostCosts
 from epdjax.serving.buckets import Buckets
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill
 
-FORMAT, VERSION = "epdjax-profile", 3
+FORMAT, VERSION = "epdjax-profile", 4
 NAMES: dict[type, str] = {
     Encode: "encode",
     Prefill: "prefill",
@@ -89,8 +89,17 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside:
+    """How many times as long steps of a stage take while those of another, of another instance, share their cores."""
+
+    stage: str
+    other: str
+    slower: float
+
+
+@dataclasses.dataclass(frozen=True)
 class LoopTimes:
-    """Seconds that the engine's thread works for a kind of work: to start it; to hear of its end, hand out what it
+    """Seconds that the engine's thread takes for a kind of work: to start it; to hear of its end, hand out what it
     made, and decide what is next."""
 
     start: float
@@ -171,7 +180,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """See the module; `preprocessing` is None where there was no checkpoint whose processor could be timed."""
+    """See the module; `preprocessing` is None where there was no checkpoint whose processor could be timed, `beside`
+    is empty where devices share no cores."""
 
     taken: Taken
     chip: ChipSeen
@@ -181,6 +191,7 @@ class Profile:
     kinds: tuple[Kind, ...]
     overhead: Overhead
     preprocessing: HostCosts | None = None
+    beside: tuple[Beside, ...] = ()
     format: str = FORMAT
     version: int = VERSION
 
@@ -228,9 +239,8 @@ def mean_of(profiles: Sequence[Profile]) -> Profile:
     for name in ("chip", "model", "settings", "buckets"):
         if any(getattr(each, name) != getattr(first, name) for each in profiles):
             raise ValueError(f"profiles of different deployments have no mean: {name} is not the same")
-    return dataclasses.replace(
-        first, **{name: _mean([getattr(p, name) for p in profiles]) for name in ("kinds", "overhead", "preprocessing")}
-    )
+    names = ("kinds", "overhead", "preprocessing", "beside")
+    return dataclasses.replace(first, **{name: _mean([getattr(p, name) for p in profiles]) for name in names})
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -75,13 +75,26 @@ class ProfiledCosts:
     def machine(self) -> Machine:
         """What the deployment runs on, but for the preparing of requests."""
         shared, over = self.profile.chip.cores, self.profile.overhead
-        cores = Cores(shared, self._demand, over.waking) if shared else None
+        cores = Cores(shared, self._demand, over.waking, self._takes) if shared else None
         loop_s = self._loop_s if over.loop else None
         return Machine(cores=cores, loop_s=loop_s, token_s=over.token, fresh_s=over.fresh)
 
     def _loop_s(self, work: Work) -> tuple[float, float]:
         loop = self.profile.overhead.loop[NAMES[type(work)]]
         return loop.start, loop.end
+
+    @property
+    def _takes(self) -> dict[tuple[type[Work], type[Work]], float]:
+        """What steps take from others so that these are as slow as they were seen to be. Where there is room for both
+        nothing was to be seen of it."""
+        seen, cores = self.profile.beside, self.profile.chip.cores
+        demand = {stage: cores_of for kind in self.profile.kinds for stage, cores_of in kind.cores.items()}
+        work = {stage: kind for kind, stage in STAGES.items()}
+        return {
+            (work[pair.other], work[pair.stage]): max(0.0, cores * pair.slower - demand[pair.stage])
+            for pair in seen
+            if demand[pair.stage] + demand[pair.other] > cores
+        }
 
     def _demand(self, work: Work, instance: InstanceSpec) -> float:
         return self._table(instance).demand[type(work)]

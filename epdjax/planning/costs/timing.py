@@ -17,6 +17,7 @@ from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import places_of
 from epdjax.models.random_part import random_part
 from epdjax.models.registry import Family, abstract_part
+from epdjax.planning.costs.crowding import Step, crowding
 from epdjax.planning.costs.host import HostCosts
 from epdjax.planning.costs.live import LiveTimes
 from epdjax.planning.costs.overheads import guessed_overhead, seen_overhead
@@ -53,6 +54,7 @@ from epdjax.serving.steps import Split
 from epdjax.serving.workshop import Workshop, parts_of
 
 T = TypeVar("T")
+CROWDED_ROUNDS = 2
 
 
 class Profiler:
@@ -108,6 +110,8 @@ class Profiler:
             command: that took the profile, for the record.
         """
         scheduling, buckets = self._scheduling, self._scheduling.buckets
+        chip = _chip(self._devices)
+        kinds, typical = _time(self._instances, repeats, least_s)
         steps = Profile(
             taken=Taken(
                 datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -116,7 +120,7 @@ class Profiler:
                 metadata.version("epdjax"),
                 jax.__version__,
             ),
-            chip=_chip(self._devices),
+            chip=chip,
             model=ModelSeen(self._name, self._family.model_type, digest(self._model)),
             settings=Settings(
                 mesh=self._mesh,
@@ -129,8 +133,9 @@ class Profiler:
                 repeats=repeats,
             ),
             buckets=buckets,
-            kinds=_time(self._instances, repeats, least_s),
+            kinds=kinds,
             overhead=Overhead(),
+            beside=crowding(typical, CROWDED_ROUNDS, least_s) if chip.cores else (),
         )
         overhead = seen_overhead(steps, live) if live is not None else guessed_overhead(self._instances, repeats)
         return dataclasses.replace(steps, overhead=overhead, preprocessing=self._host(live))
@@ -179,23 +184,26 @@ def _chip(devices: Sequence[jax.Device]) -> ChipSeen:
     return ChipSeen(platform, devices[0].device_kind, len(devices), cores if platform == "cpu" else 0)
 
 
-def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[Kind, ...]:
-    """All steps of instances, and the moves to them."""
+def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[tuple[Kind, ...], dict[Step, Call]]:
+    """All steps of instances, and the moves to them; and a typical step of each stage: one that takes neither long nor
+    short, and the shortest of decode."""
     steps = [(instance, *step) for instance in instances for step in _steps(instance)]
     runs = [3 if stage == "decode" else 1 for _, stage, _, _ in steps]  # decode steps come in rows
     times = timed([call for *_, call in steps], repeats, runs=runs, least_s=least_s)
-    kinds = []
-    for instance in instances:
+    kinds, typical = [], {}
+    for number, instance in enumerate(instances):
         points: dict[str, list[Any]] = {}
         busy: dict[str, list[Timed]] = {}
         for stage in dict.fromkeys(stage for of, stage, *_ in steps if of is instance):
             mine = [
-                (make, time)
-                for (of, of_stage, make, _), time in zip(steps, times)
+                (make, call, time)
+                for (of, of_stage, make, call), time in zip(steps, times)
                 if (of, of_stage) == (instance, stage)
             ]
-            busy[stage] = beyond_launch([time for _, time in mine])
-            points[stage] = [make(seconds=time.seconds) for (make, _), time in zip(mine, busy[stage])]
+            busy[stage] = beyond_launch([time for *_, time in mine])
+            points[stage] = [make(seconds=time.seconds) for (make, *_), time in zip(mine, busy[stage])]
+            by_length = [call for _, call, _ in sorted(mine, key=lambda step: step[2].seconds)]
+            typical[number, stage] = by_length[0 if stage == "decode" else len(by_length) // 2]
         kinds.append(
             Kind(
                 *_kind(instance),
@@ -208,7 +216,7 @@ def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[
                 decode=tuple(points.get("decode", ())),
             )
         )
-    return tuple(kinds)
+    return tuple(kinds), typical
 
 
 def _steps(instance: Instance) -> Iterator[tuple[str, Callable[..., Any], Call]]:
