@@ -185,8 +185,7 @@ def _chip(devices: Sequence[jax.Device]) -> ChipSeen:
 
 
 def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[tuple[Kind, ...], dict[Step, Call]]:
-    """All steps of instances, and the moves to them; and a typical step of each stage: one that takes neither long nor
-    short, and the shortest of decode."""
+    """All steps of instances, and the moves to them; and a step of each stage that takes neither long nor short."""
     steps = [(instance, *step) for instance in instances for step in _steps(instance)]
     runs = [3 if stage == "decode" else 1 for _, stage, _, _ in steps]  # decode steps come in rows
     times = timed([call for *_, call in steps], repeats, runs=runs, least_s=least_s)
@@ -203,7 +202,7 @@ def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[
             busy[stage] = beyond_launch([time for *_, time in mine])
             points[stage] = [make(seconds=time.seconds) for (make, *_), time in zip(mine, busy[stage])]
             by_length = [call for _, call, _ in sorted(mine, key=lambda step: step[2].seconds)]
-            typical[number, stage] = by_length[0 if stage == "decode" else len(by_length) // 2]
+            typical[number, stage] = by_length[len(by_length) // 2]
         kinds.append(
             Kind(
                 *_kind(instance),
