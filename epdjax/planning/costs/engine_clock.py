@@ -46,9 +46,8 @@ class EngineClock:
     def _start(self, work: Work) -> None:
         began, worked = time.perf_counter(), time.thread_time()
         self._methods[0](work)
-        # Nothing slows it down where nothing runs: what the thread did not work then, it was held up.
         start_s = worked_s = time.thread_time() - worked
-        if not self._running.total():
+        if not self._running.total():  # nothing slows it down then: what the thread did not work, it was held up
             start_s = time.perf_counter() - began
             self._held_s += start_s - worked_s
         self.starts[NAMES[type(work)]].append(start_s)

@@ -54,7 +54,7 @@ from epdjax.serving.steps import Split
 from epdjax.serving.workshop import Workshop, parts_of
 
 T = TypeVar("T")
-CROWDED_ROUNDS = 2
+CROWDED_ROUNDS = 2  # of steps by themselves and beside one another
 
 
 class Profiler:
@@ -201,8 +201,7 @@ def _time(instances: Sequence[Instance], repeats: int, least_s: float) -> tuple[
             ]
             busy[stage] = beyond_launch([time for *_, time in mine])
             points[stage] = [make(seconds=time.seconds) for (make, *_), time in zip(mine, busy[stage])]
-            by_length = [call for _, call, _ in sorted(mine, key=lambda step: step[2].seconds)]
-            typical[number, stage] = by_length[len(by_length) // 2]
+            _, typical[number, stage], _ = sorted(mine, key=lambda step: step[2].seconds)[len(mine) // 2]
         kinds.append(
             Kind(
                 *_kind(instance),
