@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 
+from epdjax.mesh.chips import chip
 from epdjax.mesh.spec import MeshSpec
 from epdjax.models.presets import preset
 from epdjax.planning.allocator import Allocator, Goodput, NothingFits
-from epdjax.planning.costs import ConstantCosts, HostCosts
+from epdjax.planning.costs import ConstantCosts, HostCosts, Roofline
 from epdjax.planning.metrics import SLO
 from epdjax.planning.simulator import Sizes
 from epdjax.planning.space import PARTITIONS, Choice, Space
@@ -160,3 +161,22 @@ def test_loose_slos_do_not_hide_a_queue_that_grows() -> None:
     runs = TrialRuns(model, workload("pictures-1"), SLO(60.0, 1.0), lambda _: costs, lambda _: config, lambda _: sizes)
     most = 4 / (10 * 0.01)  # pictures of ten slices per second
     assert runs.holds(Choice("4EPD"), 0.8 * most, 0.9) and not runs.holds(Choice("4EPD"), 1.7 * most, 0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "slo", "apart", "ahead"),
+    [("chat", SLO(2.0, 0.1), False, 1.1), ("pictures-4", SLO(2.6, 0.04), True, 1.5)],
+    ids=["few-pictures", "the-papers"],
+)
+def test_stages_are_apart_where_that_pays_and_only_there(name: str, slo: SLO, apart: bool, ahead: float) -> None:
+    """On four A100s as their roofline has them: the best with stages apart beside monoliths."""
+    family, model = preset("MiniCPM-V-2.6")
+    config = scheduling_for(EngineConfig("planned", max_model_len=4096, max_chunk=1024, max_seqs=64), model)
+    roofline = Roofline.of(family, model, chip("a100-80g"), dtype="float16", buckets=config.buckets)
+    sizes = Sizes(kv_blocks=16384, mm_blocks=2048, slots=64).spec
+    runs = TrialRuns(model, workload(name), slo, lambda _: roofline, lambda _: config, lambda _: sizes, count=50)
+    space = Space(devices=(4,), max_units=(8,), max_chunk=(1024,), max_seqs=(64,))
+    plan = Allocator(Goodput(partial(runs.holds, attainment=0.9)), lambda _: None).exhaustive(space)
+    assert (plan.best.choice.mesh != "4EPD") == apart
+    assert plan.best.value > ahead * max(score.value for score in plan.scores if (score.choice.mesh != "4EPD") != apart)
