@@ -21,7 +21,7 @@ lint: $(VENV)/.linted
 
 # What CI runs besides: parity with transformers (needs torch), longer tests, compiling for a GPU that is not there.
 parity: $(VENV)/.tested
-	$(PYTEST) -m torch --junitxml=build/parity.xml $(ARGS)
+	$(PYTEST) --dist worksteal -m torch --junitxml=build/parity.xml $(ARGS)
 
 slow: $(VENV)/.tested
 	$(PYTEST) -m slow --junitxml=build/slow.xml $(ARGS)

@@ -18,7 +18,7 @@ from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.request import RequestSpec
 
-LASTING = 4  # times the TTFT of the SLO that requests keep coming: fewer would be over before anybody waits
+LATE = 4  # times the TTFT of the SLO until a queue that grows by a quarter of what comes has made requests late
 MOST_REQUESTS = 2000  # what more of them would do is told from these
 
 
@@ -47,6 +47,13 @@ class TrialRuns:
     host: HostCosts | None = None
     count: int = 200
     seed: int = 0
+
+    @functools.cached_property
+    def lasting_s(self) -> float:
+        """How long requests keep coming. Fewer would be over before anybody waits: until as many answers are decoded at
+        a time as come while one lasts, at the slowest it may, and a queue has built up then."""
+        asks = self.workload.asks(1.0, self.count, self.seed) if isinstance(self.workload, Workload) else self.workload
+        return LATE * self.slo.ttft_s + self.slo.tpot_s * statistics.fmean(ask.output_tokens for ask in asks)
 
     @functools.cache  # noqa: B019  (runs live as long as a plan is made)
     def __call__(self, choice: Choice, rate: float) -> Report:
@@ -78,7 +85,7 @@ class TrialRuns:
         if half[0].arrived == half[-1].arrived:
             return False  # all came at once
         line = statistics.linear_regression([t.arrived for t in half], [t.ttft_s for t in half])
-        return line.intercept + line.slope * LASTING * self.slo.ttft_s > self.slo.ttft_s
+        return line.intercept + line.slope * self.lasting_s > self.slo.ttft_s
 
     def _ready(self, choice: Choice, rate: float) -> tuple[Simulation, list[tuple[float, RequestSpec]]]:
         config, asks = self.scheduling(choice), self._asks(rate)
@@ -94,8 +101,7 @@ class TrialRuns:
         return Simulation(choice.mesh, config, sizes, seconds, irp=choice.irp, machine=machine), arrivals
 
     def _asks(self, rate: float) -> list[Ask]:
-        lasting = math.ceil(rate * LASTING * self.slo.ttft_s)
-        count = max(self.count, min(lasting, MOST_REQUESTS))
+        count = max(self.count, min(math.ceil(rate * self.lasting_s), MOST_REQUESTS))
         if isinstance(self.workload, Workload):
             return self.workload.asks(rate, count, self.seed)
         asks = list(self.workload[:count])
