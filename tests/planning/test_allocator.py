@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -10,15 +11,16 @@ from epdjax.mesh.spec import MeshSpec
 from epdjax.models.presets import preset
 from epdjax.planning.allocator import Allocator, Goodput, NothingFits
 from epdjax.planning.costs import ConstantCosts, HostCosts, Roofline
-from epdjax.planning.distributions import Distribution
 from epdjax.planning.metrics import SLO
-from epdjax.planning.simulator import Sizes
+from epdjax.planning.simulator import Seconds, Sizes
 from epdjax.planning.space import PARTITIONS, Choice, Space
 from epdjax.planning.trial_runs import TrialRuns
-from epdjax.planning.workloads import Kind, Workload, workload
+from epdjax.planning.workloads import Kind, Workload, always, workload
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.deployment import scheduling_for
 
+FAMILY, MODEL = preset("MiniCPM-V-2.6")
+ROOM = Sizes(kv_blocks=2048, mm_blocks=512, slots=16)
 EVERYTHING = Space(max_units=(1, 2, 4, 8), max_chunk=(256, 512, 1024, 2048), max_seqs=(8, 16, 64))
 
 
@@ -125,15 +127,22 @@ def test_a_goodput_of_nothing() -> None:
     assert Goodput(lambda choice, rate: False)(Choice("1EPD")) == 0.0
 
 
+def trial_runs(costs: Seconds, load: str | Workload, slo: SLO, room: Sizes = ROOM, **settings: Any) -> TrialRuns:
+    """Of MiniCPM-V 2.6, with costs and room that are the same for all deployments.
+
+    Args:
+        settings: of `TrialRuns`, and those of `EngineConfig` that begin with ``max_``.
+    """
+    limits = {name: settings.pop(name) for name in list(settings) if name.startswith("max_")}
+    config = scheduling_for(EngineConfig("planned", max_model_len=4096, **limits), MODEL)
+    asked = workload(load) if isinstance(load, str) else load
+    return TrialRuns(MODEL, asked, slo, lambda _: costs, lambda _: config, lambda _: room.spec, **settings)
+
+
 @pytest.mark.parametrize("mesh", ["3EPD", "1E1P1D"])
 def test_a_run_may_end_when_its_outcome_is_known(mesh: str) -> None:
-    _, model = preset("MiniCPM-V-2.6")
-    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
     costs = ConstantCosts(encode_unit_s=(0.03,), prefill_token_s=0.0002, decode_s=0.01)
-    sizes = Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
-    runs = TrialRuns(
-        model, workload("pictures-1"), SLO(1.0, 0.05), lambda _: costs, lambda _: config, lambda _: sizes, count=50
-    )
+    runs = trial_runs(costs, "pictures-1", SLO(1.0, 0.05), count=50)
     choice = Choice(mesh)
     found = [(runs.holds(choice, rate, 0.9), runs(choice, rate).attainment >= 0.9) for rate in (0.5, 1, 2, 3, 4, 8, 16)]
     assert all(held == attained for held, attained in found)
@@ -141,14 +150,10 @@ def test_a_run_may_end_when_its_outcome_is_known(mesh: str) -> None:
 
 
 def test_the_host_may_be_what_is_slow() -> None:
-    _, model = preset("MiniCPM-V-2.6")
-    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
-    costs, sizes = ConstantCosts(encode_unit_s=(0.01,)), Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
+    costs = ConstantCosts(encode_unit_s=(0.01,))
     found = []
     for host in (None, HostCosts(megapixel_s=0.1, workers=2)):
-        runs = TrialRuns(
-            model, workload("pictures-1"), SLO(5.0, 0.05), lambda _: costs, lambda _: config, lambda _: sizes, host=host
-        )
+        runs = trial_runs(costs, "pictures-1", SLO(5.0, 0.05), host=host)
         found.append(Goodput(partial(runs.holds, attainment=0.9))(Choice("4EPD")))
     most = 2 / (0.1 * 4032 * 3024 / 1e6)  # pictures per second
     assert found[0] > 5 * most and found[1] == pytest.approx(most, rel=0.4)
@@ -156,10 +161,7 @@ def test_the_host_may_be_what_is_slow() -> None:
 
 def test_loose_slos_do_not_hide_a_queue_that_grows() -> None:
     """A run of a few thousand requests is over before the last of them waits for a minute."""
-    _, model = preset("MiniCPM-V-2.6")
-    config = scheduling_for(EngineConfig("planned", max_model_len=4096), model)
-    costs, sizes = ConstantCosts(encode_unit_s=(0.01,)), Sizes(kv_blocks=2048, mm_blocks=512, slots=16).spec
-    runs = TrialRuns(model, workload("pictures-1"), SLO(60.0, 1.0), lambda _: costs, lambda _: config, lambda _: sizes)
+    runs = trial_runs(ConstantCosts(encode_unit_s=(0.01,)), "pictures-1", SLO(60.0, 1.0))
     most = 4 / (10 * 0.01)  # pictures of ten slices per second
     assert runs.holds(Choice("4EPD"), 0.8 * most, 0.9) and not runs.holds(Choice("4EPD"), 1.7 * most, 0.9)
 
@@ -167,11 +169,9 @@ def test_loose_slos_do_not_hide_a_queue_that_grows() -> None:
 @pytest.mark.parametrize("ttft_s", [0.5, 2.0])
 def test_long_answers_pile_up(ttft_s: float) -> None:
     """As many are decoded at a time as there is room for; the run is not over before they are that many."""
-    _, model = preset("MiniCPM-V-2.6")
-    config = scheduling_for(EngineConfig("planned", max_model_len=4096, max_seqs=16), model)
-    costs, sizes = ConstantCosts(encode_unit_s=(0.01,), decode_s=0.01), Sizes(4096, 512, slots=16).spec
-    answers = Workload((Kind(output=Distribution("always", (200,))),))
-    runs = TrialRuns(model, answers, SLO(ttft_s, 0.05), lambda _: costs, lambda _: config, lambda _: sizes, count=20)
+    costs, room = ConstantCosts(encode_unit_s=(0.01,), decode_s=0.01), Sizes(4096, 512, slots=16)
+    answers = Workload((Kind(output=always(200)),))
+    runs = trial_runs(costs, answers, SLO(ttft_s, 0.05), room, max_seqs=16, count=20)
     most = 16 / (200 * 0.01)  # answers per second
     assert Goodput(partial(runs.holds, attainment=0.9))(Choice("1EPD")) == pytest.approx(most, rel=0.15)
 
@@ -184,11 +184,9 @@ def test_long_answers_pile_up(ttft_s: float) -> None:
 )
 def test_stages_are_apart_where_that_pays_and_only_there(name: str, slo: SLO, apart: bool, ahead: float) -> None:
     """On three A100s as their roofline has them: the best with stages apart beside monoliths."""
-    family, model = preset("MiniCPM-V-2.6")
-    config = scheduling_for(EngineConfig("planned", max_model_len=4096, max_chunk=1024, max_seqs=64), model)
-    roofline = Roofline.of(family, model, chip("a100-80g"), dtype="float16", buckets=config.buckets)
-    sizes = Sizes(kv_blocks=16384, mm_blocks=2048, slots=64).spec
-    runs = TrialRuns(model, workload(name), slo, lambda _: roofline, lambda _: config, lambda _: sizes, count=50)
+    buckets = scheduling_for(EngineConfig("planned", max_model_len=4096, max_chunk=1024, max_seqs=64), MODEL).buckets
+    roofline = Roofline.of(FAMILY, MODEL, chip("a100-80g"), dtype="float16", buckets=buckets)
+    runs = trial_runs(roofline, name, slo, Sizes(16384, 2048, slots=64), max_chunk=1024, max_seqs=64, count=50)
     space = Space(devices=(3,), max_units=(8,), max_chunk=(1024,), max_seqs=(64,))
     plan = Allocator(Goodput(partial(runs.holds, attainment=0.9)), lambda _: None).exhaustive(space)
     assert (plan.best.choice.mesh != "3EPD") == apart
