@@ -1,7 +1,8 @@
 """Serving large multimodal models with encode-prefill-decode disaggregation on JAX."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from epdjax.lazy import lazy
 
 if TYPE_CHECKING:
     from epdjax.mesh.spec import MeshSpec
@@ -20,8 +21,5 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import public names when first used: JAX and transformers take seconds, and `epdjax --help` needs neither."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'epdjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# `epdjax --help` needs neither JAX nor transformers.
+__getattr__ = lazy(__name__, _HOMES)

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: %(default)s)")
+    add(
+        "--forwarded-allow-ips",
+        default="",
+        metavar="ADDRESSES",
+        help="proxies whose X-Forwarded-For is believed (addresses and networks, with commas); default: none",
+    )
     add("--served-model-name", metavar="NAME", help="what clients call the model; default: the folder's name")
     add("--drain-timeout", type=float, default=120.0, metavar="S", help="time to finish after SIGTERM (default: 120)")
     engine = parser.add_argument_group("engine")
@@ -98,6 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--buckets", choices=LADDERS, default="full", help="compiled shapes: trimmed start sooner and pad more")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
     limits = ServingLimits()
+    http = parser.add_argument_group("bounds on requests")
+    add = http.add_argument
+    add("--max-prompt-chars", type=int, metavar="N", help="characters of a request's texts; default: by the context")
+    add("--max-prompt-parts", type=int, metavar="N", help="messages and parts of a request; default: by the context")
+    add("--max-connections", type=int, default=limits.max_connections, metavar="N", help="open connections")
     media = parser.add_argument_group("media")
     add = media.add_argument
     add("--max-images", type=int, default=limits.max_images_per_request, metavar="N", help="pictures per request")
@@ -107,6 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-video-seconds", type=float, default=limits.max_video_seconds, metavar="S", help="length of a video")
     add("--max-audios", type=int, default=limits.max_audios_per_request, metavar="N", help="audio clips per request")
     add("--max-audio-seconds", type=float, default=limits.max_audio_seconds, metavar="S", help="length of a clip")
+    add(
+        "--decode-timeout", type=float, default=limits.decode_timeout_s, metavar="S", help="to decode a request's media"
+    )
+    add("--max-decoded-bytes", type=int, default=limits.max_decoded_bytes, metavar="N", help="pixels held; then 429")
     add("--allow-remote-media", action="store_true", help="fetch http(s) URLs (never from private addresses)")
     add("--allowed-media-host", action="append", default=[], metavar="HOST", help="only these hosts; may be repeated")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="allow file: URLs below this folder")
@@ -128,6 +143,11 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
         "slo_s": arguments.slo,
         "compile_cache": None if cache == "none" else cache,
         "limits": ServingLimits(
+            max_prompt_chars=arguments.max_prompt_chars,
+            max_prompt_parts=arguments.max_prompt_parts,
+            max_connections=arguments.max_connections,
+            decode_timeout_s=arguments.decode_timeout,
+            max_decoded_bytes=arguments.max_decoded_bytes,
             max_images_per_request=arguments.max_images,
             max_image_pixels=arguments.max_image_pixels,
             max_videos_per_request=arguments.max_videos,
@@ -179,6 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
         create_app(llm, admin_key=arguments.admin_key or os.environ.get("EPDJAX_ADMIN_KEY")),
         listener,
         drain_timeout_s=arguments.drain_timeout,
+        trusted_proxies=arguments.forwarded_allow_ips,
         on_ready=lambda host, port: print(invitation(host, port, llm.model_name), flush=True),
     )
 

@@ -101,7 +101,7 @@ def evaluate(model: Path, mesh: str, asked: Sequence[Asked], **settings: Any) ->
     llm = LLM(model=model, mesh=mesh, **settings)
     try:
         params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS)
-        outputs = llm.chat([item.conversation() for item in asked], params)
+        outputs = llm.chat([item.conversation() for item in asked], params, raise_errors=True)
     finally:
         llm.shutdown()
     answers = tuple(output.outputs[0].text for output in outputs)

@@ -5,7 +5,7 @@ padded to declared buckets when they are encoded; here every array still has its
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,11 @@ class MediaContext:
     images: int = 0
     videos: int = 0
     audios: int = 0
+
+    @classmethod
+    def of(cls, kinds: Sequence[str]) -> "MediaContext":
+        """Counts kinds of media."""
+        return cls(kinds.count("image"), kinds.count("video"), kinds.count("audio"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

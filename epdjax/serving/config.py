@@ -50,7 +50,7 @@ class EngineConfig:
         buckets: compiled shapes: ``full``, `default_buckets`; ``trimmed``, half as many of each kind, for quick
             starts at the price of more padding; or just these.
         compile_cache: folder of the persistent compilation cache; None: no cache on disk.
-        preprocess_threads: threads that decode and tile pictures.
+        preprocess_threads: requests whose media are decoded and cut at a time, by as many decoder processes.
         limits: what a request's media may cost.
 
     Raises:

@@ -13,6 +13,11 @@ class RequestError(Exception):
         self.message = message
         self.param = param
 
+    def name(self, path: str) -> None:
+        """Say which part of the request it is about."""
+        self.message, self.param = f"{path}: {self.message}", path
+        self.args = (self.message,)
+
 
 class InvalidRequest(RequestError):
     """Something in the request is wrong: the message names it and says what to change."""

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 MIB = 2**20
-MAY_BE_NONE = ("max_redirects", "max_waiting_media")
+MAY_BE_ZERO = ("max_redirects", "max_waiting_media")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,21 @@ class ServingLimits:
         allowed_media_hosts: with remote media, the hosts that may be asked: exact names, or `*.example.com` for all
             names below one. Empty: every host with a public address. Private addresses are refused in either case.
         allowed_local_media_path: the folder below which `file:` URLs and paths may be read; None: no local files.
+        max_prompt_chars: most characters of all texts of one request, before they are tokenised; None: as many as the
+            context could hold if every token were the longest there is.
+        max_prompt_parts: most messages and parts of one request together; None: as many as the context has tokens.
         media_timeout_s: seconds that all downloads of one request may take together.
+        decode_timeout_s: seconds that decoding all media of one request may take together.
+        max_decoded_bytes: most bytes of decoded pixels and samples that all requests hold at a time, until they are cut
+            into encode units; beyond it requests get 429.
         max_redirects: redirects followed in one download; each target is checked like the first address.
-        media_workers: threads that decode media.
-        max_waiting_media: requests that may wait for such a thread; beyond it they get 429.
+        max_waiting_media: requests whose media may wait to be fetched, or to be decoded; beyond it they get 429.
         max_active_requests: requests the HTTP server works on at a time; beyond it they get 429.
         max_buffered_bytes: most bytes of all request bodies held at a time; beyond it requests get 429.
+        max_connections: connections that may be open at a time. Beyond it the one that has waited longest without a
+            request is closed for a new one, and where all are at work the new one is.
+        header_timeout_s: seconds a client may take to send a request's headers.
+        keep_alive_s: seconds a connection may stay open without a request, after one.
         receive_timeout_s: seconds a client may take to send its request's body.
         stall_timeout_s: seconds a client may leave a streamed answer unread before it is given up.
     """
@@ -55,12 +64,18 @@ class ServingLimits:
     allow_remote_media: bool = False
     allowed_media_hosts: tuple[str, ...] = ()
     allowed_local_media_path: Path | None = None
+    max_prompt_chars: int | None = None
+    max_prompt_parts: int | None = None
     media_timeout_s: float = 20.0
+    decode_timeout_s: float = 20.0
+    max_decoded_bytes: int = 1024 * MIB
     max_redirects: int = 3
-    media_workers: int = 4
     max_waiting_media: int = 256
     max_active_requests: int = 1024
     max_buffered_bytes: int = 1024 * MIB
+    max_connections: int = 4096
+    header_timeout_s: float = 10.0
+    keep_alive_s: float = 15.0
     receive_timeout_s: float = 120.0
     stall_timeout_s: float = 60.0
 
@@ -72,7 +87,7 @@ class ServingLimits:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            lowest = 0 if field.name.endswith("_per_request") or field.name in MAY_BE_NONE else 1
+            lowest = 0 if field.name.endswith("_per_request") or field.name in MAY_BE_ZERO else 1
             if (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)

@@ -1,37 +1,28 @@
 """The Python API: `LLM` for scripts, `AsyncLLM` for servers. Both are thin; the engine does the work."""
 
 import asyncio
-import concurrent.futures
 import itertools
 import logging
 import math
 import secrets
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from epdjax.models.media import Prompt
 from epdjax.serving import status
+from epdjax.serving.batch import Batch, Load, Room
 from epdjax.serving.config import EngineConfig
-from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.deployment import build
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.engine import Engine
-from epdjax.serving.errors import (
-    InvalidRequest,
-    Overloaded,
-    PreprocessingFailed,
-    RequestError,
-    ServiceUnavailable,
-    TooLong,
-)
+from epdjax.serving.errors import InvalidRequest, RequestError, ServiceUnavailable, TooLong
 from epdjax.serving.fanout import Answers
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.live import LiveRequest, Sink
-from epdjax.serving.media.resolve import resolve_messages
+from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
+from epdjax.serving.preparing import Messages, Prepared, Preparer
 from epdjax.serving.programs import Progress
 from epdjax.serving.role_plans import SwitchPlan, plan_switch
 from epdjax.serving.slots import check_held_back
@@ -40,7 +31,6 @@ from epdjax.serving.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
 
-Messages = Sequence[dict[str, Any]]
 URGENCY = Urgency()
 
 
@@ -63,6 +53,13 @@ class _Serving:
         self.processor = self.deployment.processor
         self._tokenizer = self.processor.tokenizer.backend_tokenizer
         self._token_bytes = TokenBytes(self._tokenizer)
+        self._preparer = Preparer(
+            self.processor,
+            self.limits,
+            workers=self.config.preprocess_threads,
+            block_size=self.deployment.scheduling.block_size,
+            max_model_len=self.max_model_len,
+        )
         self._engine = Engine(self.deployment)
         self._ids = itertools.count(1)
 
@@ -105,45 +102,17 @@ class _Serving:
         plan = plan_switch(self._engine.places, instance, roles, devices=devices, irp=self.config.irp)
         return plan if dry_run else self._engine.switch(plan).result()
 
-    def resolve_media(self, messages: Messages) -> list[dict[str, Any]]:
-        """Messages with their media decoded, as this model wants them (see `resolve_messages`); slow, any thread."""
-        return resolve_messages(messages, self.limits, self.processor)
-
-    def _chat_prompt(self, messages: Messages) -> tuple[Prompt, ContentKeys]:
-        """Messages, media still encoded or already pictures, to a prompt. Slow: runs off the serving threads."""
-        resolved = self.resolve_media(messages)
-        try:
-            prompt = self.processor.prompt(resolved)
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="messages") from error
-        except Exception as error:
-            log.exception("the processor failed")
-            raise PreprocessingFailed(
-                "the model's processor failed on this request; the server's log has more"
-            ) from error
-        return prompt, self._keys(prompt)
-
-    def _keys(self, prompt: Prompt) -> ContentKeys:
-        return content_keys(prompt, self.deployment.scheduling.block_size)
-
-    def _text_prompt(self, text: str) -> tuple[Prompt, ContentKeys]:
-        try:
-            prompt = self.processor.encode(text)
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="prompt") from error
-        return prompt, self._keys(prompt)
-
     def _request(
         self,
         request_id: str | None,
-        prepared: tuple[Prompt, ContentKeys],
+        prepared: Prepared,
         params: SamplingParams,
         sink: Sink,
         urgency: Urgency = URGENCY,
     ) -> LiveRequest:
         """A request for the engine; where there are several answers it is the first, and the others are its
         followers."""
-        prompt, keys = prepared
+        prompt, keys = prepared.prompt, prepared.keys
         length = len(prompt.token_ids)
         if length == 0:
             raise InvalidRequest("the prompt is empty")
@@ -216,65 +185,145 @@ class LLM(_Serving):
     ``LLM("folder", mesh="1E1P1D").chat([{"role": "user", "content": "hello"}])``
     """
 
+    def __init__(self, model: str | Path, mesh: str = "auto", *, progress: Progress | None = None, **settings: Any):
+        """See `_Serving`."""
+        super().__init__(model, mesh, progress=progress, **settings)
+        # Half of what the engine's queues take: a long list waits here instead of being refused there.
+        most = (self.config.max_requests, self.config.max_queued_units, self.config.max_media_bytes)
+        self._room = Room(Load(*(max(1, size // 2) for size in most)))
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: Literal[True],
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput | RequestError]: ...
+
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         urgency: Urgency = URGENCY,
-    ) -> list[RequestOutput]:
-        """Answer one conversation or several, served together.
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput] | list[RequestOutput | RequestError]:
+        """Answer one conversation or a list of them, served together.
+
+        Conversations are prepared while earlier ones are answered, so a long list takes no more memory than a short
+        one.
 
         Args:
             messages: OpenAI-style; media parts are ``{"type": "image", "image": PIL.Image}``, ``image_url``,
                 ``video_url``, ``audio_url`` or ``input_audio``.
             params: for all, or one each.
             urgency: of all of them.
+            raise_errors: raise the first error instead of returning errors among the outputs.
 
         Returns:
-            One output per conversation, in order.
+            One output per conversation, in order; of a list, a `RequestError` in the place of one that failed.
 
         Raises:
-            RequestError: of the first conversation that fails.
+            RequestError: the one conversation fails, or with `raise_errors` any.
         """
-        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
-        with concurrent.futures.ThreadPoolExecutor(self.config.preprocess_threads) as pool:
-            prompts = list(pool.map(self._chat_prompt, conversations))  # type: ignore[arg-type]
-        return self._serve(prompts, params, urgency)
+        if not messages or isinstance(messages[0], Mapping):
+            return self._serve([messages], self._preparer.chat, params, urgency, raise_errors=True)
+        return self._serve(messages, self._preparer.chat, params, urgency, raise_errors=raise_errors)
+
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: Literal[True],
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        urgency: Urgency = URGENCY,
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput | RequestError]: ...
 
     def generate(
         self,
         prompts: str | Sequence[str],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         urgency: Urgency = URGENCY,
-    ) -> list[RequestOutput]:
-        """Continue one prompt or several; no chat template is applied. See `chat`."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self._serve([self._text_prompt(text) for text in texts], params, urgency)
+        *,
+        raise_errors: bool = False,
+    ) -> list[RequestOutput] | list[RequestOutput | RequestError]:
+        """Continue one prompt or a list of them; no chat template is applied. See `chat`."""
+        if isinstance(prompts, str):
+            return self._serve([prompts], self._preparer.text, params, urgency, raise_errors=True)
+        return self._serve(prompts, self._preparer.text, params, urgency, raise_errors=raise_errors)
 
     def _serve(
         self,
-        prompts: list[tuple[Prompt, ContentKeys]],
+        items: Sequence[Any],
+        prepare: Callable[[Any], Prepared],
         params: SamplingParams | Sequence[SamplingParams] | None,
         urgency: Urgency,
-    ) -> list[RequestOutput]:
-        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
-        # No more at a time than the engine's queue takes: a long list waits here instead of being refused.
-        permits = max(1, self.config.max_requests // 2)
-        room = threading.Semaphore(permits)
-        futures: list[concurrent.futures.Future[RequestOutput]] = []
-        for prompt, some in zip(prompts, each):
-            future: concurrent.futures.Future[RequestOutput] = concurrent.futures.Future()
-            futures.append(future)
-            taken = min(some.n, permits)
-            for _ in range(taken):
-                room.acquire()
-            self._engine.submit(self._request(None, prompt, some, _resolve_into(future, room, taken), urgency))
-        return [future.result() for future in futures]
+        *,
+        raise_errors: bool,
+    ) -> list[RequestOutput | RequestError]:
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(items)
+        if len(each) != len(items):
+            raise ValueError(f"{len(items)} prompts but {len(each)} sampling parameters")
+        batch = Batch(
+            lambda index: prepare(items[index]),
+            lambda index, prepared, sink: self._request(None, prepared, each[index], sink, urgency),
+            self._engine.submit,
+            self._engine.abort,
+            room=self._room,
+            threads=self.config.preprocess_threads,
+        )
+        answers = batch.run(len(items))
+        errors = (answer for answer in answers if isinstance(answer, RequestError))
+        if raise_errors and (error := next(errors, None)) is not None:
+            raise error
+        return answers
 
     def shutdown(self) -> None:
         """Stop the engine and free its devices' memory."""
+        self._preparer.close()
         self._engine.shutdown(drain=False)
 
     def __enter__(self) -> "LLM":
@@ -284,19 +333,6 @@ class LLM(_Serving):
         self.shutdown()
 
 
-def _resolve_into(future: concurrent.futures.Future[RequestOutput], room: threading.Semaphore, taken: int) -> Sink:
-    def sink(output: RequestOutput | RequestError) -> None:
-        if isinstance(output, RequestError):
-            future.set_exception(output)
-        elif output.finished:
-            future.set_result(output)
-        else:
-            return
-        room.release(taken)
-
-    return sink
-
-
 class AsyncLLM(_Serving):
     """Serving from an event loop."""
 
@@ -304,25 +340,40 @@ class AsyncLLM(_Serving):
         """See `LLM`."""
         super().__init__(model, mesh, progress=progress, **settings)
         self._draining = False
-        self._threads = concurrent.futures.ThreadPoolExecutor(self.config.preprocess_threads, "epdjax-preprocess")
-        self._preparing = 0
+        self._preparer.start()
+
+    @property
+    def text_bounds(self) -> TextBounds:
+        """How much text a request may have."""
+        return self._preparer.bounds
+
+    async def prepare(self, messages: Messages, client: str = "") -> Prepared:
+        """Messages as a prompt, media fetched, decoded and cut, in the order in which clients share the threads.
+
+        Raises:
+            RequestError: they are refused.
+        """
+        if self._draining:
+            raise ServiceUnavailable("the server is shutting down and takes no more requests")
+        return await self._preparer.chat_async(messages, client)
 
     async def generate(
         self,
-        messages: Messages,
+        messages: Messages | Prepared,
         params: SamplingParams,
         *,
         request_id: str | None = None,
         urgency: Urgency = URGENCY,
     ) -> AsyncIterator[RequestOutput]:
-        """Snapshots of the answer to `messages`, the last one finished. A slow reader gets fewer, later ones.
+        """Snapshots of the answer to messages, prepared already or not, the last one finished. A slow reader gets
+        fewer, later ones.
 
         Closing the iterator aborts the request and frees what it holds.
 
         Raises:
             RequestError: the request is refused or fails.
         """
-        prompt = await self._prepare(messages)
+        prompt = messages if isinstance(messages, Prepared) else await self.prepare(messages)
         loop = asyncio.get_running_loop()
         mailbox = _Mailbox()
 
@@ -346,18 +397,6 @@ class AsyncLLM(_Serving):
                 for some_id in ids:
                     self._engine.abort(some_id)
 
-    async def _prepare(self, messages: Messages) -> tuple[Prompt, ContentKeys]:
-        if self._draining:
-            raise ServiceUnavailable("the server is shutting down and takes no more requests")
-        if self._preparing >= self.config.max_requests:
-            raise Overloaded(f"{self._preparing} requests are being prepared; try again", retry_after_s=1.0)
-        self._preparing += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._chat_prompt, messages)
-        finally:
-            self._preparing -= 1
-
     def health(self) -> status.Health:
         """Whether requests are being served, and what is."""
         return status.health(self._engine, self._draining)
@@ -376,8 +415,9 @@ class AsyncLLM(_Serving):
         """Take no more requests; finish those there are (or, without `drain`, end them) and stop."""
         self._draining = True
         loop = asyncio.get_running_loop()
+        # Whoever is still being prepared comes too late for the engine anyhow; and no decoder is waited for.
+        self._preparer.close()
         await loop.run_in_executor(None, lambda: self._engine.shutdown(drain=drain, timeout_s=timeout_s))
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Mailbox:

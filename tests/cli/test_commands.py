@@ -6,7 +6,7 @@ import pytest
 from epdjax.cli import COMMANDS, main
 from epdjax.cli.invitation import example_picture, example_request, invitation
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.resolve import resolve_messages
+from tests.serving.media.resolved import resolve_messages
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

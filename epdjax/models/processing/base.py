@@ -5,6 +5,7 @@ The arithmetic is that of transformers' own image processors, feature extractors
 they are normalised on the device, inside the jitted encode.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,14 +103,17 @@ class Processor:
         """
         _, media = self.split_media(messages)
         text = self.render(messages)
-        kinds = [kind for kind, _ in media]
-        context = MediaContext(kinds.count("image"), kinds.count("video"), kinds.count("audio"))
+        context = MediaContext.of([kind for kind, _ in media])
+        return self.encode(text, [self.prepare(kind, value, context) for kind, value in media])
+
+    def prepare(self, kind: str, media: Any, context: MediaContext | None = None) -> MediaItem:
+        """Cut an ``image``, ``video`` or ``audio`` into encode units; ValueError for one that the family refuses."""
         prepare: dict[str, Callable[..., MediaItem]] = {
             "image": self.prepare_image,
             "video": self.prepare_video,
             "audio": self.prepare_audio,
         }
-        return self.encode(text, [prepare[kind](value, context) for kind, value in media])
+        return prepare[kind](media, context)
 
     def split_media(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[tuple[str, Any]]]:
         """Messages without pixels and samples, and the (kind, media) in order.
@@ -208,6 +212,11 @@ class Processor:
             return word in text and "'type'" not in text  # a printed Python list is no rendering
 
         return renders([{"type": "text", "text": word}]), renders(word)
+
+    @functools.cached_property
+    def longest_token_chars(self) -> int:
+        """Most characters of a token: a text of more times as many cannot have fewer tokens."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     # ---- tokens ---------------------------------------------------------------------------------------------------
 

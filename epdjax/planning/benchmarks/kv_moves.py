@@ -52,7 +52,7 @@ def measure(llm: LLM, words: int, at_once: int = 1, repeats: int = 5) -> MoveCos
             before = dataclasses.replace(moves.stats)
         asked = [[{"role": "user", "content": _text(rng, words)}] for _ in range(at_once)]
         began = time.perf_counter()
-        outputs = llm.chat(asked, params)
+        outputs = llm.chat(asked, params, raise_errors=True)
         seconds.append(time.perf_counter() - began)
     done = moves.stats
     blocks, count = done.blocks - before.blocks, done.moves - before.moves

@@ -22,6 +22,7 @@ from epdjax.serving.ledger import InstanceSpec
 from epdjax.serving.llm import LLM
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams
+from epdjax.serving.preparing import Prepared
 from epdjax.serving.request import RequestSpec
 from epdjax.serving.scheduler import Scheduler
 
@@ -93,7 +94,7 @@ def _run(llm: LLM, batch: int, tokens: int, seed: int) -> tuple[float, int]:
         prompt = Prompt(rng.integers(0, 256, PROMPT).astype(np.int32), np.zeros(0, np.int32), ())
         keys = content_keys(prompt, llm.deployment.scheduling.block_size)
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        requests.append(llm._request(None, (prompt, keys), params, sink))
+        requests.append(llm._request(None, Prepared(prompt, keys), params, sink))
     for request in requests:
         llm._engine.submit(request)
     for _ in requests:

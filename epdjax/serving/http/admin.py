@@ -4,13 +4,19 @@ import asyncio
 import functools
 import secrets
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from epdjax.serving.budget import ByteBudget
 from epdjax.serving.errors import RequestError
 from epdjax.serving.http.engine import Administered
+from epdjax.serving.http.protocol import condense
+from epdjax.serving.http.wire import check_json, read_body
+from epdjax.serving.limits import ServingLimits
+
+BODY = ServingLimits(max_body_bytes=4096, receive_timeout_s=5.0)
 
 
 class NotAuthorised(RequestError):
@@ -40,8 +46,9 @@ class RoleSwitch(BaseModel):
 def admin_router(llm: Administered, key: str) -> APIRouter:
     """The paths below ``/admin``, for who sends ``Authorization: Bearer`` and the key."""
 
-    async def check_key(authorization: Annotated[str, Header()] = "") -> None:
-        if not secrets.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
+    async def check_key(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
             raise NotAuthorised("send the server's admin key as 'Authorization: Bearer KEY'")
 
     router = APIRouter(prefix="/admin", dependencies=[Depends(check_key)])
@@ -51,12 +58,27 @@ def admin_router(llm: Administered, key: str) -> APIRouter:
         """Which instance does what, the load of each stage, and the switches made."""
         return await _off_loop(llm.roles)
 
-    @router.post("/roles")
-    async def switch_roles(switch: RoleSwitch) -> dict[str, Any]:
+    body = {"required": True, "content": {"application/json": {"schema": RoleSwitch.model_json_schema()}}}
+
+    @router.post("/roles", openapi_extra={"requestBody": body})
+    async def switch_roles(request: Request) -> dict[str, Any]:
         """Gives an instance other roles, and answers when it has them."""
+        # Read here and not by FastAPI, which would read all of it before it looks at the key.
+        switch = await _read(request)
         return await _off_loop(functools.partial(llm.change_roles, **switch.model_dump()))
 
     return router
+
+
+async def _read(request: Request) -> RoleSwitch:
+    check_json(request.headers)
+    length = request.headers.get("content-length")
+    with ByteBudget(2 * BODY.max_body_bytes, "bytes").share() as held:
+        body = await read_body(request.receive, length, BODY, held)
+    try:
+        return RoleSwitch.model_validate_json(body)
+    except ValidationError as error:
+        raise condense(error, RoleSwitch) from None
 
 
 def _off_loop(function: Callable[[], dict[str, Any]]) -> Coroutine[Any, Any, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epdjax.serving.http import answers, protocol
 from epdjax.serving.http.admin import admin_router
@@ -37,6 +38,7 @@ def create_app(llm: Engine, *, admin_key: str | None = None) -> FastAPI:
     app = FastAPI(title="epdjax", version=_version(), lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     install_error_handlers(app)
+    app.add_middleware(HeadAsGet)
 
     body = {"required": True, "content": {"application/json": {"schema": _inlined(protocol.ChatRequest)}}}
 
@@ -57,9 +59,14 @@ def create_app(llm: Engine, *, admin_key: str | None = None) -> FastAPI:
             raise ModelNotFound(f"there is no model {model[:100]!r} here; use {llm.model_name!r}", param="model")
         return answers.model_card(llm.model_name, service.created)
 
+    @app.get("/live")
+    async def live() -> dict[str, str]:
+        """200 while the process works, also while it drains: liveness."""
+        return {"status": "live"}
+
     @app.get("/health", response_model=None)
     async def health() -> Response:
-        """200 while requests are taken; 503 while draining, or when nothing can be served any more."""
+        """200 while requests are taken; 503 while draining, or when nothing can be served any more: readiness."""
         state = llm.health()
         ok, status = state.ok, state.status
         if service.gate.draining and status != "dead":
@@ -75,12 +82,30 @@ def create_app(llm: Engine, *, admin_key: str | None = None) -> FastAPI:
     @app.get("/")
     async def root() -> dict[str, Any]:
         """Where to go from here."""
-        paths = ["/v1/chat/completions", "/v1/models", "/health", "/version"]
+        paths = ["/v1/chat/completions", "/v1/models", "/health", "/live", "/version"]
         return {"name": "epdjax", "model": llm.model_name, "docs": "/docs", "paths": paths}
 
     if admin_key:
         app.include_router(admin_router(llm, admin_key))
     return app
+
+
+class HeadAsGet:
+    """Answers HEAD wherever GET is answered, without the body."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 def _version() -> str:

@@ -9,15 +9,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from epdjax.serving.errors import RequestError, StepFailed
 from epdjax.serving.http import answers, protocol
+from epdjax.serving.http.clients import client_of
 from epdjax.serving.http.errors import (
     ModelNotFound,
-    UnsupportedMediaType,
     error_response,
     internal_error_body,
     internal_error_response,
@@ -25,7 +25,7 @@ from epdjax.serving.http.errors import (
 )
 from epdjax.serving.http.service import Service
 from epdjax.serving.http.validation import validate_messages
-from epdjax.serving.http.wire import ClientGone, Incoming, linger, read_body, until_gone
+from epdjax.serving.http.wire import ClientGone, Incoming, check_json, linger, patient, read_body, until_gone
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
 
@@ -48,7 +48,7 @@ class ChatExchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the exchange (ASGI)."""
-        incoming = Incoming(receive)
+        incoming, send = Incoming(receive), patient(send, self._service.llm.limits.stall_timeout_s)
         try:
             with self._service.gate.enter():
                 await self._serve(scope, incoming, send)
@@ -61,28 +61,31 @@ class ChatExchange(Response):
             await self._fail(internal_error_response(), internal_error_body(), scope, incoming, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Request(scope).headers
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            # Insisting on it also keeps other web sites' forms from using a server in reach of the browser.
-            raise UnsupportedMediaType("send the request with the header 'Content-Type: application/json'")
+        headers = Headers(scope=scope)
+        check_json(headers)
         limits = self._service.llm.limits
         with contextlib.ExitStack() as stack:
-            held = stack.enter_context(self._service.gate.buffer())
+            held = stack.enter_context(self._service.gate.bodies.share())
             body = await read_body(receive, headers.get("content-length"), limits, held)
             # The body's share of the buffer goes back once its pictures are decoded, not when the answer ends.
-            work = self._answer(body, stack.close, scope, receive, send)
+            work = self._answer(body, held.release, scope, receive, send)
             del body
             await until_gone(receive, work)
 
     async def _answer(
-        self, body: bytes, parsed: Callable[[], None], scope: Scope, receive: Receive, send: Send
+        self, body: bytes, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        request, messages, params, urgency = await self._prepare(body)
+        client = client_of(dict(scope))
+        request = await self._parse(body, client)
         del body
-        parsed()
+        params, urgency = request.sampling_params(), request.urgency()
+        messages, request.messages = validate_messages(request.messages), []
+        prepared = await self._service.llm.prepare(messages, client)
+        del messages
+        release()
         model = self._service.llm.model_name
-        async with aclosing(self._outputs(messages, params, urgency)) as outputs:
-            del messages
+        async with aclosing(self._outputs(prepared, params, urgency)) as outputs:
+            del prepared
             if request.stream:
                 options = request.stream_options or protocol.StreamOptions()
                 events = await self._stream(answers.Events(self._id, model, self._created, options), outputs, send)
@@ -95,29 +98,24 @@ class ChatExchange(Response):
         content = answers.completion(self._id, model, self._created, answer)
         await JSONResponse(content)(scope, receive, send)
 
-    async def _prepare(self, body: bytes) -> tuple[protocol.ChatRequest, list[dict[str, Any]], SamplingParams, Urgency]:
-        """Everything that can be wrong with a request, in the order of what it costs to find out."""
-        llm, pool = self._service.llm, self._service.pool
+    async def _parse(self, body: bytes, client: str) -> protocol.ChatRequest:
+        llm = self._service.llm
         if len(body) <= PARSE_INLINE_BYTES:
-            request = protocol.parse_chat_request(body)
+            request = protocol.parse_chat_request(body, llm.text_bounds)
         else:
-            request = await pool.run(protocol.parse_chat_request, body)
+            job = self._service.parsers.submit(client, lambda: protocol.parse_chat_request(body, llm.text_bounds))
+            request = await asyncio.wrap_future(job)
         if request.model != llm.model_name:
             raise ModelNotFound(
                 f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model"
             )
-        params, urgency = request.sampling_params(), request.urgency()
-        messages, pictures = validate_messages(request.messages)
-        request.messages = []
-        if pictures:
-            messages = await pool.run(llm.resolve_media, messages)
-        return request, messages, params, urgency
+        return request
 
     async def _outputs(
-        self, messages: list[dict[str, Any]], params: SamplingParams, urgency: Urgency
+        self, prepared: Any, params: SamplingParams, urgency: Urgency
     ) -> AsyncGenerator[RequestOutput, None]:
-        outputs = self._service.llm.generate(messages, params, request_id=self._id, urgency=urgency)
-        del messages
+        outputs = self._service.llm.generate(prepared, params, request_id=self._id, urgency=urgency)
+        del prepared
         try:
             async for output in outputs:
                 yield output
@@ -142,28 +140,24 @@ class ChatExchange(Response):
         return events.end(_finished(output))
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
-        """Sends a piece of a stream, waiting for a slow reader, but not for ever."""
-        try:
-            async with asyncio.timeout(self._service.llm.limits.stall_timeout_s):
-                if not self._started:
-                    self._started = True
-                    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-                    # Proxies that buffer would turn the stream into one late answer.
-                    headers.append((b"x-accel-buffering", b"no"))
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except OSError:
-            raise ClientGone from None
+        """Sends a piece of a stream."""
+        if not self._started:
+            self._started = True
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            # Proxies that buffer would turn the stream into one late answer.
+            headers.append((b"x-accel-buffering", b"no"))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _fail(
         self, response: Response, error: dict[str, Any], scope: Scope, incoming: Incoming, send: Send
     ) -> None:
         """Reports an error: as a response of its own, or as the last event of a stream that has begun."""
-        if not self._started:
-            await linger(incoming, self._service.llm.limits.max_body_bytes)
-            await response(scope, incoming, send)
-            return
         with contextlib.suppress(ClientGone):
+            if not self._started:
+                await linger(incoming, self._service.llm.limits.max_body_bytes)
+                await response(scope, incoming, send)
+                return
             await self._send(send, answers.event(error) + answers.DONE, more=False)
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
 
@@ -42,19 +43,25 @@ class Engine(Administered, Protocol):
     @property
     def limits(self) -> ServingLimits: ...
 
-    def resolve_media(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Messages with their media decoded. Slow, and called from any thread."""
+    @property
+    def text_bounds(self) -> TextBounds:
+        """How much text a request may have."""
+        ...
+
+    async def prepare(self, messages: list[dict[str, Any]], client: str = "") -> Any:
+        """Messages made ready for `generate`: media fetched and decoded, texts tokenised."""
         ...
 
     def generate(
         self,
-        messages: list[dict[str, Any]],
+        messages: Any,
         params: SamplingParams,
         *,
         request_id: str | None = None,
         urgency: Urgency,
     ) -> AsyncIterator[RequestOutput]:
-        """Snapshots of one answer. Closing the iterator aborts the request and frees what it holds."""
+        """Snapshots of the answer to what `prepare` made. Closing the iterator aborts the request and frees what it
+        holds."""
         ...
 
     def health(self) -> EngineHealth: ...

@@ -103,6 +103,8 @@ def install_error_handlers(app: FastAPI) -> None:
             message, code = f"there is no {path!r} here; the API is at /v1/chat/completions and /v1/models", "not_found"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or "another method"
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
             message, code = f"{path!r} does not take {method}; use {allowed}", "method_not_allowed"
         body = error_body(message, kind="invalid_request_error", code=code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
+from epdjax.serving.budget import ByteBudget
 from epdjax.serving.errors import Overloaded, ServiceUnavailable
 from epdjax.serving.limits import ServingLimits
 
@@ -15,7 +16,7 @@ class Gate:
         self._limits = limits
         self._idle = asyncio.Event()
         self._idle.set()
-        self._buffered = 0
+        self.bodies = ByteBudget(limits.max_buffered_bytes, "bytes of requests")
         self.active = 0
         self.draining = False
 
@@ -40,15 +41,6 @@ class Gate:
             if self.active == 0:
                 self._idle.set()
 
-    @contextlib.contextmanager
-    def buffer(self) -> Iterator["BufferedBytes"]:
-        """Accounts for the bytes of one request's body while they are held."""
-        held = BufferedBytes(self)
-        try:
-            yield held
-        finally:
-            self._buffered -= held.size
-
     def close(self) -> None:
         """Lets nobody in any more. Who is inside may finish."""
         self.draining = True
@@ -60,25 +52,3 @@ class Gate:
         except TimeoutError:
             return False
         return True
-
-    def _take(self, size: int) -> None:
-        if self._buffered + size > self._limits.max_buffered_bytes:
-            raise Overloaded("the server holds as much request data as it can; try again soon", retry_after_s=1.0)
-        self._buffered += size
-
-
-class BufferedBytes:
-    """What one request holds of the server's buffer."""
-
-    def __init__(self, gate: Gate):
-        self._gate = gate
-        self.size = 0
-
-    def add(self, size: int) -> None:
-        """Takes more of the buffer.
-
-        Raises:
-            Overloaded: there is no more.
-        """
-        self._gate._take(size)
-        self.size += size

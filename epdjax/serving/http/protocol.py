@@ -10,10 +10,13 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.errors import InvalidRequest, TooLong
+from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.params import MAX_LOGPROBS, SamplingParams, Urgency
 
 MAX_LISTED = 200
+VALUES_PER_PART = 16  # a message or part has fewer
+MOST_OTHER_VALUES = 10_000
 
 # Fields without influence on the answer (or, like tool_choice, none without another field that is refused).
 HARMLESS = frozenset(
@@ -189,12 +192,26 @@ def _token_id(key: str) -> int:
     return int(key)
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
+def check_structure(body: bytes, bounds: TextBounds) -> None:
+    """Refuse JSON of far more values than a request can have, before they become objects: a body of mere brackets
+    takes forty times its size, and seconds in which no other thread runs. Media have none of the characters counted.
+
+    Raises:
+        TooLong: says so.
+    """
+    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if values > bounds.characters + VALUES_PER_PART * bounds.parts + MOST_OTHER_VALUES:
+        raise TooLong("the request's body has more values or text than its context could hold; shorten it")
+
+
+def parse_chat_request(body: bytes, bounds: TextBounds) -> ChatRequest:
     """Reads a request body.
 
     Raises:
         InvalidRequest: not JSON, or not a chat request: one sentence that names the field.
+        TooLong: see `check_structure`.
     """
+    check_structure(body, bounds)
     try:
         data = pydantic_core.from_json(body)
     except ValueError as error:
@@ -209,27 +226,26 @@ def parse_chat_request(body: bytes) -> ChatRequest:
             continue
         _refuse_unless_neutral(name, value)
         del fields[name]
+    if isinstance(options := fields.get("stream_options"), dict):
+        fields["stream_options"] = {name: value for name, value in options.items() if value is not None}
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
-        raise condense(error) from None
+        raise condense(error, ChatRequest, StreamOptions) from None
 
 
-def condense(error: ValidationError) -> InvalidRequest:
-    """One sentence for what pydantic found: the first problem, with its path."""
+def condense(error: ValidationError, *models: type[BaseModel]) -> InvalidRequest:
+    """One sentence for what pydantic found in a body made of `models`: the first problem, with its path."""
+    names = {name for model in models for name in model.model_fields}
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     # Alternatives of a union appear in the path as type names; a client knows only keys and positions.
-    keys = [key for key in first["loc"] if isinstance(key, int) or key in _field_names()]
+    keys = [key for key in first["loc"] if isinstance(key, int) or key in names]
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
     problem = first["msg"].removeprefix("Input ").replace("Field required", "is missing; add it")
     if first["type"] == "extra_forbidden":
         path, problem = f"{path}.{str(first['loc'][-1])[:MAX_LISTED]}".lstrip("."), "is not a known field; leave it out"
     return InvalidRequest(f"{path or 'the request'} {problem}", param=path or None)
-
-
-def _field_names() -> frozenset[str]:
-    return frozenset(ChatRequest.model_fields) | frozenset(StreamOptions.model_fields)
 
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from epdjax.serving.http.connections import AcceptErrors, Connections, most_connections, protocol_for
 from epdjax.serving.http.service import Service
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def serve(
     listener: socket.socket,
     *,
     drain_timeout_s: float = 120.0,
+    trusted_proxies: str = "",
     on_ready: OnReady | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT.
@@ -38,12 +40,16 @@ def serve(
         app: from `create_app`.
         listener: from `bind`; it starts to listen now, and is closed at the end.
         drain_timeout_s: how long running requests may take to finish before they are cut off with an error.
+        trusted_proxies: addresses and networks, with commas between; what they say in X-Forwarded-For of whom they
+            forward for is believed, from others it is not.
         on_ready: called with the bound host and port once requests are taken.
 
     Returns:
         The exit status: 0 if every request was finished, 1 if some were cut off.
     """
-    return HttpServer(app, listener, drain_timeout_s=drain_timeout_s, on_ready=on_ready).run()
+    return HttpServer(
+        app, listener, drain_timeout_s=drain_timeout_s, trusted_proxies=trusted_proxies, on_ready=on_ready
+    ).run()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -76,6 +82,7 @@ class HttpServer:
         listener: socket.socket,
         *,
         drain_timeout_s: float = 120.0,
+        trusted_proxies: str = "",
         on_ready: OnReady | None = None,
     ):
         self._service: Service = app.state.service
@@ -85,9 +92,16 @@ class HttpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._signalled = False
+        limits = self._service.llm.limits
+        self.connections = Connections(limits, most_connections())
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
+                http=protocol_for(self.connections),
+                ws="none",
+                timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=trusted_proxies,
                 log_config=None,
                 log_level=logging.WARNING,
                 access_log=False,
@@ -114,6 +128,7 @@ class HttpServer:
 
     async def _run(self, listener: socket.socket) -> int:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(AcceptErrors())
         if self._signalled:
             self._stopping.set()
         server = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))

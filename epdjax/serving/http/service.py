@@ -3,25 +3,28 @@
 import dataclasses
 import time
 
-from epdjax.serving.http.decoding import DecodingPool
+from epdjax.serving.fair_threads import FairThreads
 from epdjax.serving.http.engine import Engine
 from epdjax.serving.http.gate import Gate
+
+PARSERS = 2
 
 
 @dataclasses.dataclass
 class Service:
-    """The engine, who is being served, and the threads that decode."""
+    """The engine, who is being served, and the threads that parse large bodies."""
 
     llm: Engine
     gate: Gate
-    pool: DecodingPool
+    parsers: FairThreads
     created: int
     closed: bool = False
 
     @classmethod
     def of(cls, llm: Engine) -> "Service":
         """A service around an engine."""
-        return cls(llm, Gate(llm.limits), DecodingPool(llm.limits), int(time.time()))
+        parsers = FairThreads("epdjax-json", PARSERS, llm.limits.max_active_requests, "requests wait to be parsed")
+        return cls(llm, Gate(llm.limits), parsers, int(time.time()))
 
     async def close(self, timeout_s: float) -> bool:
         """Lets what is running finish, then ends the engine; whether everything finished in time.
@@ -39,5 +42,5 @@ class Service:
         if not finished:
             # Long enough for the errors to be sent.
             await self.gate.wait_idle(1.0)
-        self.pool.close()
+        self.parsers.close()
         return finished

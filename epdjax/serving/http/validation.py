@@ -1,6 +1,7 @@
 """The structure of a request's messages, checked part by part before any media are touched."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epdjax.serving.errors import InvalidRequest
@@ -14,12 +15,24 @@ EXAMPLES = {
     "audio": "data:audio/wav;base64,...",
 }
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "m4a", "aac")
-# Message fields of features that are not there; leaving their content out would change the conversation.
-UNSUPPORTED = ("tool_calls", "tool_call_id", "function_call", "audio", "refusal")
+# Message fields of features that are not there, with the values that clients send back from an answer and that say
+# nothing. Leaving any other value out would change the conversation.
+EMPTY_FIELDS: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": ("",),
+    "tool_call_id": ("",),
+    "tool_calls": ([],),
+}
+HARMLESS_FIELDS = ("name",)  # of messages: the model is not told it
+HARMLESS_PART_FIELDS = ("cache_control",)  # everything is cached by content here
 
 
-def validate_messages(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-    """Checks messages and brings them to one form; whether there are media to resolve.
+def validate_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checks messages and brings them to one form.
 
     Content stays a string, or becomes a list of `{"type": "text", "text": ...}` and
     `{"type": "image_url", "image_url": ...}` with a string (likewise `video_url`, `audio_url`; `input_audio` becomes an
@@ -30,9 +43,7 @@ def validate_messages(messages: list[dict[str, Any]]) -> tuple[list[dict[str, An
     """
     if not messages:
         raise InvalidRequest("messages is empty; give at least one message", param="messages")
-    checked = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    media = any(part["type"] != "text" for m in checked if isinstance(m["content"], list) for part in m["content"])
-    return checked, media
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 def _message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -43,9 +54,10 @@ def _message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
         raise InvalidRequest(
             f"{path}.role {_shown(role)} is unknown; use one of {', '.join(ROLES)}", param=f"{path}.role"
         )
-    for field in UNSUPPORTED:
-        if message.get(field) not in (None, []):
+    for field, empty in EMPTY_FIELDS.items():
+        if message.get(field) is not None and message[field] not in empty:
             raise InvalidRequest(f"{path}.{field} is not supported; leave it out", param=f"{path}.{field}")
+    _check_fields(message, ("role", "content"), (*EMPTY_FIELDS, *HARMLESS_FIELDS), path)
     content = message.get("content")
     path = f"{path}.content"
     if content is None:
@@ -66,6 +78,7 @@ def _part(part: Any, path: str, role: str) -> dict[str, Any]:
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{path}.text must be a string", param=f"{path}.text")
+        _check_fields(part, ("type", "text"), HARMLESS_PART_FIELDS, path)
         return {"type": "text", "text": part["text"]}
     media = "audio" if kind == "input_audio" else str(kind).removesuffix("_url")
     if not isinstance(kind, str) or media not in NOUNS:
@@ -76,6 +89,7 @@ def _part(part: Any, path: str, role: str) -> dict[str, Any]:
     if role != "user":
         noun = NOUNS[media]
         raise InvalidRequest(f"{path} is a {noun} in a {role} message; put {noun}s in user messages", param=path)
+    _check_fields(part, ("type", kind), HARMLESS_PART_FIELDS, path)
     given, path = part.get(kind), f"{path}.{kind}"
     url = _input_audio(given, path) if kind == "input_audio" else _url(given, path, media)
     return {"type": f"{media}_url", f"{media}_url": url}
@@ -85,6 +99,7 @@ def _input_audio(given: Any, path: str) -> str:
     """OpenAI's form of sound in a request, as a data URL."""
     if not isinstance(given, dict):
         raise InvalidRequest(f'{path} must be an object: {{"data": base64, "format": "wav"}}', param=path)
+    _check_fields(given, ("data", "format"), (), path)
     if given.get("format") not in AUDIO_FORMATS:
         raise InvalidRequest(f"{path}.format must be one of {', '.join(AUDIO_FORMATS)}", param=f"{path}.format")
     if not isinstance(given.get("data"), str) or not given["data"]:
@@ -96,6 +111,7 @@ def _url(given: Any, path: str, media: str) -> str:
     url, hint = given, f"give a data: URL such as '{EXAMPLES[media]}'"
     if isinstance(given, dict):
         url = given.get("url")
+        _check_fields(given, ("url", "detail"), (), path)
         if given.get("detail") not in (None, *DETAILS):
             raise InvalidRequest(
                 f"{path}.detail must be one of {', '.join(DETAILS)} (media are always taken in full)",
@@ -107,6 +123,16 @@ def _url(given: Any, path: str, media: str) -> str:
     if not isinstance(url, str):
         raise InvalidRequest(f"{path} must be a string; {hint}", param=path)
     return url
+
+
+def _check_fields(given: Mapping[str, Any], used: Sequence[str], ignored: Sequence[str], path: str) -> None:
+    """Refuse fields that nobody knows: leaving them out could mean answering another question. `null` says nothing."""
+    for field, value in given.items():
+        if value is not None and field not in used and field not in ignored:
+            near = difflib.get_close_matches(field[:50], used, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+            field = field[:50]
+            raise InvalidRequest(f"{path}.{field} is not a known field; {hint}", param=f"{path}.{field}")
 
 
 def _shown(value: Any) -> str:

@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import Message, Receive
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Send
 
-from epdjax.serving.http.errors import BodyTimeout, BodyTooLarge
-from epdjax.serving.http.gate import BufferedBytes
+from epdjax.serving.budget import Share
+from epdjax.serving.http.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from epdjax.serving.limits import ServingLimits
 
 T = TypeVar("T")
@@ -34,7 +35,41 @@ class Incoming:
         return message
 
 
-async def read_body(receive: Receive, content_length: str | None, limits: ServingLimits, held: BufferedBytes) -> bytes:
+def check_json(headers: Headers) -> None:
+    """Refuse a body that does not say it is plain JSON.
+
+    Raises:
+        UnsupportedMediaType: says what to send.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        # A small body could become a huge one.
+        raise UnsupportedMediaType(
+            f"bodies are taken as they are, not in {encoding[:50]!r}; leave Content-Encoding out"
+        )
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # Insisting on it also keeps other web sites' forms from using a server in reach of the browser.
+        raise UnsupportedMediaType("send the request with the header 'Content-Type: application/json'")
+
+
+def patient(send: Send, stall_timeout_s: float) -> Send:
+    """ASGI's `send`, which waits for a slow reader, but not for ever.
+
+    Raises:
+        ClientGone: nothing was read for so long.
+    """
+
+    async def send_within(message: Message) -> None:
+        try:
+            async with asyncio.timeout(stall_timeout_s):
+                await send(message)
+        except OSError:  # a TimeoutError is one, and so is what a server raises when the client has left
+            raise ClientGone from None
+
+    return send_within
+
+
+async def read_body(receive: Receive, content_length: str | None, limits: ServingLimits, held: Share) -> bytes:
     """Reads a request body, never holding more than the limit, whether or not its length was announced.
 
     Raises:

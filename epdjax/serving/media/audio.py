@@ -7,12 +7,19 @@ from epdjax.models.media import Audio
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.containers import opened
-from epdjax.serving.media.sources import CLIP, read
+from epdjax.serving.media.sources import CLIP, Reserve, no_reserve, read
 
 FORMATS = "WAV, MP3, FLAC, OGG or M4A"
 
 
-def load_audio(source: object, limits: ServingLimits, rate: int, *, deadline: float | None = None) -> Audio:
+def load_audio(
+    source: object,
+    limits: ServingLimits,
+    rate: int,
+    *,
+    deadline: float | None = None,
+    reserve: Reserve = no_reserve,
+) -> Audio:
     """Makes a clip of what a request gives for one.
 
     Args:
@@ -35,6 +42,7 @@ def load_audio(source: object, limits: ServingLimits, rate: int, *, deadline: fl
             raise MediaError(f"a clip must have one channel, an array of one axis, not {samples.ndim}")
         _check_length(len(samples), rate, limits)
     else:
+        reserve(4 * int(limits.max_audio_seconds * rate))
         samples = _decode(read(source, CLIP, limits, deadline), limits, rate)
     if not len(samples):
         raise MediaError("the clip has no sound; send one of at least a few hundredths of a second")

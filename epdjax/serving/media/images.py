@@ -12,7 +12,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from epdjax.serving.errors import MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.sources import PICTURE, check_size, read
+from epdjax.serving.media.sources import PICTURE, Reserve, check_size, no_reserve, read
 
 FORMATS = "PNG, JPEG, WebP, GIF or BMP"
 ORIENTATION_TAG = 0x0112
@@ -28,7 +28,11 @@ TURNS = {
 
 
 def load_image(
-    source: str | bytes | Image.Image, limits: ServingLimits, *, deadline: float | None = None
+    source: str | bytes | Image.Image,
+    limits: ServingLimits,
+    *,
+    deadline: float | None = None,
+    reserve: Reserve = no_reserve,
 ) -> Image.Image:
     """Makes an RGB picture of what a request gives for one.
 
@@ -37,6 +41,7 @@ def load_image(
             the allowed folder (relative paths start there); the bytes of an encoded picture; or a picture.
         limits: what is allowed.
         deadline: `time.monotonic()` at which to give up a download.
+        reserve: told of the bytes of its pixels.
 
     Raises:
         MediaError: says what to change, and never shows addresses or paths of the server.
@@ -45,7 +50,7 @@ def load_image(
         picture = source
         _check_size(picture.width, picture.height, limits)
         return _guarded(lambda: _to_rgb(picture))
-    return _decode(read(source, PICTURE, limits, deadline), limits)
+    return _decode(read(source, PICTURE, limits, deadline), limits, reserve)
 
 
 def _plugin(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
@@ -64,7 +69,7 @@ def _plugin(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
     return None
 
 
-def _decode(data: bytes, limits: ServingLimits) -> Image.Image:
+def _decode(data: bytes, limits: ServingLimits, reserve: Reserve) -> Image.Image:
     plugin = _plugin(data)
     if plugin is None:
         raise MediaError(f"the data is not a picture in a known format; send {FORMATS}")
@@ -73,6 +78,7 @@ def _decode(data: bytes, limits: ServingLimits) -> Image.Image:
         with plugin(io.BytesIO(data)) as picture:
             # From the header alone: a bomb is refused before a pixel of it exists.
             _check_size(picture.width, picture.height, limits)
+            reserve(3 * picture.width * picture.height)
             picture.load()
             return _to_rgb(picture)
 

@@ -9,12 +9,12 @@ import dataclasses
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.remote import fetch
 
 DATA_URL = re.compile(r"data:(?P<mime>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
@@ -37,9 +37,22 @@ class Kind:
         return int(getattr(limits, f"max_{self.mime}_bytes"))
 
 
+Reserve = Callable[[int], None]
+"""Told of the bytes that decoded media will take, before they are there; raises where there is no room for them."""
+
+
+def no_reserve(size: int) -> None:
+    """Where nothing is counted."""
+
+
 PICTURE = Kind("picture", "image", "data:image/png;base64,")
 VIDEO = Kind("video", "video", "data:video/mp4;base64,")
 CLIP = Kind("clip", "audio", "data:audio/wav;base64,")
+
+
+def is_data_url(text: str) -> bool:
+    """Whether a URL or path carries its data itself."""
+    return text.lstrip()[:5].lower() == "data:"
 
 
 def read(source: object, kind: Kind, limits: ServingLimits, deadline: float | None = None) -> bytes:
@@ -100,6 +113,9 @@ def _read_url(source: str, kind: Kind, limits: ServingLimits, deadline: float | 
                 f"remote media are switched off here; send the {kind.noun} as a data: URL "
                 f"('{kind.example}...'), or start the server with --allow-remote-media"
             )
+        # Imported here: decoder processes, which get data and no addresses, do without an HTTP client.
+        from epdjax.serving.media.remote import fetch
+
         return fetch(text, limits, deadline=deadline, max_bytes=kind.max_bytes(limits), accept=f"{kind.mime}/*")
     if scheme not in ("", "file"):
         raise MediaError(f"media are read from data: URLs ('{kind.example}...'), not from this kind of URL")

@@ -10,14 +10,21 @@ from epdjax.models.media import Video
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.containers import opened
-from epdjax.serving.media.sources import VIDEO, check_size, read
+from epdjax.serving.media.sources import VIDEO, Reserve, check_size, no_reserve, read
 
 FORMATS = "MP4, WebM, MKV, MOV, AVI or GIF"
 Sampler = Callable[[int, float], np.ndarray]
 """(frames, frames per second) of a video to the ascending indices of those that a model wants."""
 
 
-def load_video(source: object, limits: ServingLimits, sample: Sampler, *, deadline: float | None = None) -> Video:
+def load_video(
+    source: object,
+    limits: ServingLimits,
+    sample: Sampler,
+    *,
+    deadline: float | None = None,
+    reserve: Reserve = no_reserve,
+) -> Video:
     """Makes a video of what a request gives for one.
 
     Args:

@@ -12,7 +12,8 @@ from typing import Any
 
 from epdjax.serving.errors import Overloaded, ServiceUnavailable, StepFailed
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.resolve import resolve_messages
+from epdjax.serving.media.images import load_image
+from epdjax.serving.media.parts import TextBounds, split_messages
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
 from epdjax.serving.role_plans import SwitchRefused
@@ -36,6 +37,8 @@ class ScriptedEngine:
         self.running: set[str] = set()
         self.closed_early: list[str] = []
         self.seen: list[tuple[list[dict[str, Any]], SamplingParams]] = []
+        self.clients: list[str] = []
+        self.most_characters = 10_000_000
         self.shutdowns: list[bool] = []
         self._stopped = asyncio.Event()
 
@@ -55,8 +58,21 @@ class ScriptedEngine:
         if not drain:
             self._stopped.set()
 
-    def resolve_media(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return resolve_messages(messages, self.limits)
+    @property
+    def text_bounds(self) -> TextBounds:
+        return TextBounds(self.most_characters, parts=1000)
+
+    async def prepare(self, messages: list[dict[str, Any]], client: str = "") -> list[dict[str, Any]]:
+        """Messages with their pictures decoded, in this process."""
+        self.clients.append(client)
+        plain, media = split_messages(messages, self.limits, self.text_bounds, {"image"})
+        pictures = iter([load_image(part.source, self.limits) for part in media])
+        for message in plain:
+            if isinstance(message["content"], list):
+                for part in message["content"]:
+                    if part["type"] == "image":
+                        part["image"] = next(pictures)
+        return plain
 
     async def generate(
         self,

@@ -56,7 +56,11 @@ def bad_requests() -> Iterator[Bad]:
     yield Bad("not JSON", b"{'model': 'tiny'}", "not valid JSON")
     yield Bad("no object", b"[1, 2]", "JSON object")
     yield Bad("half JSON", json.dumps(ask("hi")).encode()[:-3], "not valid JSON")
-    yield Bad("deep JSON", b"[" * 100_000, "not valid JSON")
+    yield Bad("deep JSON", b"[" * 5_000, "not valid JSON")
+    yield Bad("mere brackets", b"[" * 1_000_000, "more values or text", code="context_length_exceeded")
+    yield Bad(
+        "a long text", ask("x" * 1_000_000), "1000000 characters", code="context_length_exceeded", param="messages"
+    )
     yield Bad("no UTF-8", b'{"model": "\xff"}', "not valid JSON")
     yield Bad("body too large", ask("x" * 2**21), "larger than 2097152", 413, "request_too_large")
     yield Bad("unknown model", ask("hi") | {"model": "gpt-7"}, "use 'tiny'", 404, "model_not_found", "model")

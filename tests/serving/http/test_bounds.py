@@ -1,14 +1,10 @@
 """What one client, or many, can make the server hold: never more than its limits say."""
 
-import asyncio
 import socket
-import threading
 from typing import Any
 
 import httpx
-import pytest
 
-from epdjax.serving.http.decoding import DecodingPool
 from epdjax.serving.limits import ServingLimits
 from tests.serving.deployments import eventually
 from tests.serving.http.scripted import ScriptedEngine
@@ -54,11 +50,11 @@ def test_bytes_at_a_time() -> None:
     engine = ScriptedEngine(ServingLimits(max_buffered_bytes=10_000))
     with running(engine) as server, connect(server) as slow:
         slow.sendall(head(8000) + b"x" * 7000)
-        eventually(lambda: server.service.gate._buffered == 7000)
+        eventually(lambda: server.service.gate.bodies.used == 7000)
         assert_overloaded(httpx.post(server.url + PATH, json=ask("x" * 5000)))
         assert httpx.post(server.url + PATH, json=ask("x" * 1000)).status_code == 200
         slow.close()
-        eventually(lambda: server.service.gate._buffered == 0)
+        eventually(lambda: server.service.gate.bodies.used == 0)
         assert httpx.post(server.url + PATH, json=ask("x" * 5000)).status_code == 200
 
 
@@ -68,7 +64,7 @@ def test_bytes_are_given_back_before_the_answer_ends() -> None:
         httpx.stream("POST", server.url + PATH, json=ask("stuck", stream=True)) as response,
     ):
         assert response.status_code == 200
-        assert server.service.gate.active == 1 and server.service.gate._buffered == 0
+        assert server.service.gate.active == 1 and server.service.gate.bodies.used == 0
 
 
 def test_a_body_that_does_not_arrive() -> None:
@@ -90,41 +86,44 @@ def test_a_client_that_does_not_read() -> None:
         eventually(lambda: server.service.gate.active == 0)
 
 
-def test_threads_and_their_queue() -> None:
-    engine = ScriptedEngine(ServingLimits(media_workers=1, max_waiting_media=0))
+def test_a_client_that_does_not_read_an_answer_in_one_piece() -> None:
+    engine = ScriptedEngine(ServingLimits(stall_timeout_s=0.3))
+    body = httpx.Request("POST", "http://x", json=ask("big count 80")).content
+    with running(engine) as server, connect(server) as idle:
+        idle.sendall(head(len(body)) + body)
+        eventually(lambda: len(engine.seen) == 1)
+        eventually(lambda: len(server.connections) == 0)  # it is closed although the client has not read its answer
+
+
+def test_admin_looks_at_the_key_before_it_reads_a_body() -> None:
+    with running(ScriptedEngine(), admin_key="k") as server, connect(server) as client:
+        # The body that is announced never comes: the answer does not wait for it.
+        start = "POST /admin/roles HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n"
+        client.sendall(f"{start}\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 401")
+    with running(ScriptedEngine(), admin_key="k") as server:
+        headers = {"authorization": "Bearer k", "content-type": "application/json"}
+        answer = httpx.post(server.url + "/admin/roles", content=b" " * 5000, headers=headers)
+        assert answer.status_code == 413 and "4096 bytes" in answer.json()["error"]["message"]
+
+
+def test_encoded_bodies_are_refused() -> None:
+    with running(ScriptedEngine()) as server:
+        body = httpx.Request("POST", "http://x", json=ask("count 1")).content
+        for encoding, status in (("gzip", 415), ("br", 415), ("identity", 200), ("", 200)):
+            headers = {"content-type": "application/json", "content-encoding": encoding}
+            answer = httpx.post(server.url + PATH, content=body, headers=headers)
+            assert answer.status_code == status, encoding
+            assert status == 200 or "Content-Encoding" in answer.json()["error"]["message"]
+
+
+def test_texts_over_the_bound() -> None:
+    engine = ScriptedEngine()
     with running(engine) as server:
-        pool: DecodingPool = server.service.pool
-        with pool._lock:
-            pool._pending += 1
-        picture = {"type": "image_url", "image_url": "data:image/png;base64,eA=="}
-        messages = [{"role": "user", "content": [picture]}]
-        assert_overloaded(httpx.post(server.url + PATH, json={"model": "scripted", "messages": messages}))
-        with pool._lock:
-            pool._pending -= 1
-        assert httpx.post(server.url + PATH, json={"model": "scripted", "messages": messages}).status_code == 400
-        assert pool._pending == 0
-
-
-@pytest.mark.parametrize("work", ["returns", "raises", "is cancelled"])
-def test_the_pool_counts_right(work: str) -> None:
-    async def main() -> None:
-        pool = DecodingPool(ServingLimits(media_workers=1))
-        release = threading.Event()
-        if work == "returns":
-            assert await pool.run(int, "7") == 7
-        elif work == "raises":
-            with pytest.raises(ValueError, match="invalid literal"):
-                await pool.run(int, "x")
-        else:
-            running = asyncio.create_task(pool.run(release.wait))
-            waiting = asyncio.create_task(pool.run(release.wait))
-            await asyncio.sleep(0)
-            assert pool._pending == 2
-            waiting.cancel()
-            release.set()
-            assert await running
-        await asyncio.sleep(0.02)
-        assert pool._pending == 0
-        pool.close()
-
-    asyncio.run(main())
+        engine.most_characters = 1000
+        answer = httpx.post(server.url + PATH, json=ask("x" * 1001))
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        parts = [{"type": "text", "text": "a"}] * engine.text_bounds.parts
+        answer = httpx.post(server.url + PATH, json=ask("a") | {"messages": [{"role": "user", "content": parts}]})
+        assert answer.status_code == 400 and "1000 messages and parts" in answer.json()["error"]["message"]
+        assert not engine.seen

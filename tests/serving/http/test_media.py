@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from epdjax.serving.errors import InvalidRequest, MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.images import load_image
-from epdjax.serving.media.resolve import resolve_messages
 from tests.serving.http.pictures import bomb, data_url, encoded, picture
+from tests.serving.media.resolved import resolve_messages
 
 LIMITS = ServingLimits(max_images_per_request=3, max_image_pixels=1_000_000, max_image_bytes=2**20)
 

@@ -5,22 +5,31 @@ from typing import Any
 
 import pytest
 
-from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.errors import InvalidRequest, TooLong
 from epdjax.serving.http.errors import MAX_MESSAGE, request_error_body
-from epdjax.serving.http.protocol import NEUTRAL, parse_chat_request
+from epdjax.serving.http.protocol import (
+    MOST_OTHER_VALUES,
+    NEUTRAL,
+    VALUES_PER_PART,
+    check_structure,
+    parse_chat_request,
+)
 from epdjax.serving.http.validation import validate_messages
+from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.params import SamplingParams, Urgency
 
 USER = {"role": "user", "content": "hi"}
+TEXT = {"type": "text", "text": "a"}
+BOUNDS = TextBounds(characters=1_000_000, parts=1000)
 
 
 def parse(**fields: Any) -> Any:
-    return parse_chat_request(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
+    return parse_chat_request(json.dumps({"model": "m", "messages": [USER], **fields}).encode(), BOUNDS)
 
 
 def refused(body: bytes | None = None, **fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        request = parse_chat_request(body) if body is not None else parse(**fields)
+        request = parse_chat_request(body, BOUNDS) if body is not None else parse(**fields)
         request.sampling_params()
     message = request_error_body(caught.value)["error"]["message"]
     assert len(message) <= MAX_MESSAGE and "\n" not in message
@@ -124,6 +133,10 @@ def test_harmless_and_neutral_fields_pass() -> None:
 def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None:
     error = refused(**{name: value})
     assert error.param == name and f"'{name}' is not supported" in error.message
+
+
+def test_null_says_nothing_in_stream_options_either() -> None:
+    assert parse(stream_options={"include_usage": True, "something": None}).stream_options.include_usage is True
 
 
 def test_typos_are_not_ignored() -> None:
@@ -245,21 +258,39 @@ def check(*messages: Any) -> Any:
 
 def test_messages_in_one_form() -> None:
     text, url = {"type": "text", "text": "a"}, "data:,"
-    checked, pictures = check(
+    checked = check(
         {"role": "developer", "content": "x", "name": "n"},
         {"role": "user", "content": [text, {"type": "image_url", "image_url": {"url": url, "detail": "low"}}]},
         {"role": "assistant", "content": [text], "tool_calls": None, "refusal": None},
         {"role": "user", "content": [{"type": "image_url", "image_url": url}, {"type": "image", "image": url}]},
     )
     picture = {"type": "image_url", "image_url": url}
-    assert pictures
     assert checked == [
         {"role": "system", "content": "x"},
         {"role": "user", "content": [text, picture]},
         {"role": "assistant", "content": [text]},
         {"role": "user", "content": [picture, picture]},
     ]
-    assert check(USER) == ([USER], False)
+    assert check(USER) == [USER]
+
+
+def test_what_clients_send_back_of_an_answer_is_taken() -> None:
+    answer = {"role": "assistant", "content": "a"}
+    echoed = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": []}
+    assert check(answer | echoed | {"reasoning_content": "", "reasoning": None, "tool_call_id": ""}) == [answer]
+    cached = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    assert check({"role": "user", "content": [cached]}) == [{"role": "user", "content": [TEXT]}]
+    assert check(USER | {"something": None}) == [USER]
+
+
+def test_a_body_of_mere_brackets_is_refused_before_it_is_parsed() -> None:
+    few = TextBounds(characters=100, parts=10)
+    most = few.characters + VALUES_PER_PART * few.parts + MOST_OTHER_VALUES
+    check_structure(b"," * most, few)
+    for value in (b",", b"[", b"{"):
+        with pytest.raises(TooLong, match="more values or text than its context could hold"):
+            check_structure(value * (most + 1), few)
+    check_structure(b'"data:image/png;base64,' + b"A" * 10_000_000, few)
 
 
 def part(**fields: Any) -> dict[str, Any]:
@@ -300,6 +331,22 @@ def part(**fields: Any) -> dict[str, Any]:
             part(type="image_url", image_url={"url": "x", "detail": 5}),
             "messages[0].content[1].image_url.detail",
             "auto",
+        ),
+        (USER | {"nam": "x"}, "messages[0].nam", "not a known field"),
+        (USER | {"refusal": "no"}, "messages[0].refusal", "not supported"),
+        (USER | {"annotations": [{}]}, "messages[0].annotations", "not supported"),
+        (USER | {"function_call": {}}, "messages[0].function_call", "not supported"),
+        (part(type="text", text="a", txt="b"), "messages[0].content[1].txt", "did you mean 'text'"),
+        (part(type="image_url", image_url="x", uuid="u"), "messages[0].content[1].uuid", "not a known field"),
+        (
+            part(type="image_url", image_url={"url": "x", "detial": "low"}),
+            "messages[0].content[1].image_url.detial",
+            "did you mean 'detail'",
+        ),
+        (
+            part(type="input_audio", input_audio={"format": "wav", "data": "x", "rate": 5}),
+            "messages[0].content[1].input_audio.rate",
+            "not a known field",
         ),
         ({**part(type="image_url", image_url="x"), "role": "system"}, "messages[0].content[1]", "user messages"),
     ],

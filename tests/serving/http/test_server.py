@@ -151,7 +151,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(shared: RunningServer) -
         connection.sendall(head.encode() + b"{")
         eventually(lambda: shared.service.gate.active == 1)
     eventually(lambda: shared.service.gate.active == 0)
-    assert shared.service.gate._buffered == 0
+    assert shared.service.gate.bodies.used == 0
 
 
 def test_bodies_over_the_limit(shared: RunningServer, client: httpx.Client) -> None:
@@ -160,7 +160,7 @@ def test_bodies_over_the_limit(shared: RunningServer, client: httpx.Client) -> N
     for content in (body, (body[i : i + 65536] for i in range(0, len(body), 65536))):
         response = client.post(PATH, content=content, headers=headers)
         assert response.status_code == 413 and "2097152" in response.json()["error"]["message"]
-    assert shared.service.gate._buffered == 0
+    assert shared.service.gate.bodies.used == 0
 
 
 def test_large_bodies_within_the_limit(client: httpx.Client) -> None:

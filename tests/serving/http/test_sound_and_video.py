@@ -11,10 +11,10 @@ from epdjax.models.media import Audio, Video
 from epdjax.serving.errors import InvalidRequest, MediaError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.audio import load_audio
-from epdjax.serving.media.resolve import resolve_messages
 from epdjax.serving.media.video import load_video
 from tests.serving.http.films import film
 from tests.serving.http.sounds import RATE, compressed, tone, wav
+from tests.serving.media.resolved import resolve_messages
 
 LIMITS = ServingLimits(max_audio_seconds=5, max_video_frames=16, max_video_seconds=120, max_image_pixels=10_000)
 
