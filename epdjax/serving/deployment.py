@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import Place, places_of
 from epdjax.mesh.spec import MeshSpec
+from epdjax.models.processing.base import Processor
 from epdjax.models.registry import Family, config_of, dtype_of, family_of
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets, default_buckets
@@ -18,6 +19,7 @@ from epdjax.serving.compiles import Compiled, compile_counter
 from epdjax.serving.config import EngineConfig
 from epdjax.serving.instance import Instance
 from epdjax.serving.programs import Programs, Progress, compile_all, jobs_of
+from epdjax.serving.token_decoder import TokenDecoder
 from epdjax.serving.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class Deployment:
     Attributes:
         spec: the mesh spec at the start. devices: those it was laid out on, in order.
         workshop: where its instances are made.
-        processor: the model's media and text processing.
+        processor: the model's media and text processing. decoder: of its tokenizer.
         instances: by name. places: where they are, in the same order.
         programs: every compiled program, of instances that there were too.
         started: what was compiled for the start. ready: the process's count when all was done.
@@ -39,7 +41,8 @@ class Deployment:
     spec: MeshSpec
     devices: list[jax.Device]
     workshop: Workshop
-    processor: Any
+    processor: Processor
+    decoder: TokenDecoder
     instances: dict[str, Instance]
     places: list[Place]
     programs: Programs
@@ -86,6 +89,9 @@ def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
     if config.compile_cache is not None:
         _use_compile_cache(Path(config.compile_cache))
     family, model = family_of(folder), config_of(folder)
+    # Before anything is loaded or compiled: a tokenizer that cannot be read should not cost minutes.
+    processor = family.processor(folder, model)
+    decoder = TokenDecoder(processor.tokenizer.backend_tokenizer)
     spec, devices = resolve_mesh(config.mesh)
     places = places_of(spec, irp=config.irp)
     meshes = [on_devices(place, devices) for place in places]
@@ -105,9 +111,8 @@ def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
     started = compile_counter().count - before
     for i in instances.values():
         i.make_pools()
-    processor = family.processor(folder, model)
     ready = compile_counter().ready()
-    return Deployment(spec, devices, workshop, processor, instances, places, programs, started, ready)
+    return Deployment(spec, devices, workshop, processor, decoder, instances, places, programs, started, ready)
 
 
 def check_tensor_widths(places: list[InstanceMesh], model: Any) -> None:

@@ -198,7 +198,8 @@ class LiveRequest:
         token = int(sampled.tokens[row])
         self.tokens.append(token)
         if self.params.logprobs is not None and sampled.logprobs is not None:
-            self.logprobs.append(self.token_bytes.logprob(token, sampled.logprobs, row, self.params.logprobs))
+            first = not self.detokenizer.begun
+            self.logprobs.append(self.token_bytes.logprob(token, sampled.logprobs, row, self.params.logprobs, first))
         if token in self.stop_token_ids:
             return True
         self.detokenizer.push(token, look=len(self.tokens) > self.params.min_tokens)

@@ -51,8 +51,7 @@ class _Serving:
         self.config = EngineConfig(model=model, mesh=mesh, **settings)
         self.deployment = build(self.config, progress)
         self.processor = self.deployment.processor
-        self._tokenizer = self.processor.tokenizer.backend_tokenizer
-        self._token_bytes = TokenBytes(self._tokenizer)
+        self._token_bytes = TokenBytes(self.deployment.decoder)
         self._preparer = Preparer(
             self.processor,
             self.limits,
@@ -140,7 +139,7 @@ class _Serving:
                 max_tokens=max_tokens,
                 seed=_seed32(seed, index),
                 eos_token_ids=self.processor.eos_token_ids,
-                detokenizer=Detokenizer(self._tokenizer, params.stop),
+                detokenizer=Detokenizer(self.deployment.decoder, params.stop),
                 token_bytes=self._token_bytes,
                 sink=sink if params.n == 1 else answers.take,
                 index=index,

@@ -2,14 +2,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epdjax.serving.detokenize import Detokenizer
+from epdjax.serving.token_decoder import TokenDecoder
 from tests.models.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+DECODER = TokenDecoder(TOKENIZER)
 
 
 def stream(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
     """What is shown after each token of `text`."""
-    detokenizer, shown = Detokenizer(TOKENIZER, stop), []
+    detokenizer, shown = Detokenizer(DECODER, stop), []
     for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
         detokenizer.push(token)
         shown.append(detokenizer.text)
@@ -49,7 +51,7 @@ def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: list[str]) -> N
 @given(plain, st.lists(st.text(alphabet="thein a日", min_size=1, max_size=4), max_size=2), st.integers(0, 12))
 def test_what_was_not_looked_at_never_stops(text: str, stop: list[str], least: int) -> None:
     """A stop string that ends in the first tokens is text like any other; the next to end after them counts."""
-    detokenizer, shown, whole = Detokenizer(TOKENIZER, stop), [""], Detokenizer(TOKENIZER)
+    detokenizer, shown, whole = Detokenizer(DECODER, stop), [""], Detokenizer(DECODER)
     stopped_at = None
     for number, token in enumerate(TOKENIZER.encode(text, add_special_tokens=False).ids, start=1):
         known = len(whole.text)
@@ -68,7 +70,7 @@ def test_what_was_not_looked_at_never_stops(text: str, stop: list[str], least: i
 
 
 def test_half_characters_wait() -> None:
-    detokenizer = Detokenizer(TOKENIZER)
+    detokenizer = Detokenizer(DECODER)
     shown = []
     for token in TOKENIZER.encode("a🙂b", add_special_tokens=False).ids:
         detokenizer.push(token)

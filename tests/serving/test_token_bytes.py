@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from epdjax.models.processing.files import load_tokenizer
 from epdjax.serving.sampling import Logprobs
 from epdjax.serving.token_bytes import LEAST_LOGPROB, TokenBytes
+from epdjax.serving.token_decoder import TokenDecoder
 from tests.models.test_sentencepiece import folder_of
 from tests.models.tiny import tiny_tokenizer
 
@@ -30,7 +31,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def joined(tokenizer: Tokenizer, ids: list[int]) -> str:
     """The text that the bytes of tokens make."""
-    token_bytes = TokenBytes(tokenizer)
+    token_bytes = TokenBytes(TokenDecoder(tokenizer))
     return b"".join(token_bytes.text(i)[1] for i in ids).decode()
 
 
@@ -58,7 +59,7 @@ def test_metaspace_tokens() -> None:
 
 def test_half_characters_and_ids_without_a_token() -> None:
     tokenizer = tiny_tokenizer()
-    token_bytes = TokenBytes(tokenizer)
+    token_bytes = TokenBytes(TokenDecoder(tokenizer))
     first, *_ = tokenizer.encode("🙂", add_special_tokens=False).ids
     assert token_bytes.text(first) == ("\ufffd", b"\xf0")
     assert token_bytes.text(303) == ("", b"")
@@ -68,7 +69,7 @@ def test_an_entry_has_as_many_of_the_likeliest_as_are_asked_for() -> None:
     made = Logprobs(
         np.array([-1.5, -np.inf], np.float32), np.array([[5, 6, 7]] * 2, np.int32), np.array([[-0.5, -1.0, -1.5]] * 2)
     )
-    token_bytes = TokenBytes(tiny_tokenizer())
+    token_bytes = TokenBytes(TokenDecoder(tiny_tokenizer()))
     entry = token_bytes.logprob(7, made, 0, 2)
     assert (entry.token_id, entry.logprob, [top.token_id for top in entry.top]) == (7, -1.5, [5, 6])
     assert token_bytes.logprob(9, made, 1, 0) == token_bytes.logprob(9, made, 1, 0)
