@@ -163,10 +163,7 @@ class TextStream:
 
     def _end_run(self) -> tuple[str, str]:
         half, _ = self._utf8.getstate()
-        if half and not self._broken:
-            ended = _both(self._break_run())
-        else:
-            ended = self.run(), ""
+        ended = _both(self._break_run()) if half and not self._broken else (self.run(), "")
         self._utf8.reset()
         self._run.clear()
         self._run_bytes, self._broken = 0, False

@@ -1,7 +1,10 @@
 """From pictures and messages to tiles and token ids."""
 
 import concurrent.futures
+import itertools
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +231,31 @@ def test_from_many_threads(processor: InternVLProcessor) -> None:
     for i, prompt in enumerate(prompts):
         np.testing.assert_array_equal(prompt.token_ids, expected[i % 12].token_ids)
         np.testing.assert_array_equal(tiles(prompt.media[0]), tiles(expected[i % 12].media[0]))
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised(processor: InternVLProcessor) -> None:
+    text = "the cat in the hat " * 20_000
+    moments: list[float] = []
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.001):
+            moments.append(time.monotonic())
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    try:
+        began = time.monotonic()
+        prompt = processor.encode(text)
+        ended = time.monotonic()
+    finally:
+        over.set()
+        ticking.join()
+    backend = processor.tokenizer.backend_tokenizer
+    assert prompt.token_ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+    during = [began, *(at for at in moments if began < at < ended), ended]
+    assert max(later - at for at, later in itertools.pairwise(during)) < (ended - began) / 3
+
+
+def test_the_longest_token(processor: InternVLProcessor) -> None:
+    assert processor.longest_token_chars == len("<|endoftext|>")

@@ -232,13 +232,29 @@ class Processor:
         """
         media = self._in_order(text, media)
         expanded = self._expand_all(text, media)
-        encoding = self.tokenizer.backend_tokenizer.encode(expanded, add_special_tokens=self._adds_special(expanded))
-        token_ids = np.asarray(encoding.ids, np.int32)
+        token_ids = np.asarray(self._tokenise(expanded).ids, np.int32)
         mm_positions = np.flatnonzero(token_ids == self.mm_token_id).astype(np.int32)
         expected = sum(item.tokens for item in media)
         if len(mm_positions) != expected:
             raise ValueError(f"the prompt tokenises to {len(mm_positions)} {self.mm_token!r}, expected {expected}")
         return self.layout(Prompt(token_ids, mm_positions, tuple(media)))
+
+    @functools.cached_property
+    def longest_token_chars(self) -> int:
+        """Characters of the longest token, added ones included: `n` tokens stand for at most `n` times as many, not
+        counting spaces that the tokenizer drops. (Where tokens are spelt in bytes, these are counted.)"""
+        return max(map(len, self.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)))
+
+    def _tokenise(self, text: str, offsets: bool = False) -> Any:
+        """The ``tokenizers.Encoding`` of a prompt's whole text; `offsets`: with the span of each token.
+
+        A batch of one, because `encode` keeps all other Python threads waiting (it holds the interpreter's lock) and
+        `encode_batch` does not. Ids are the same.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast
+        [encoding] = encode_batch([text], add_special_tokens=self._adds_special(text))
+        return encoding
 
     @property
     def _marks(self) -> str:

@@ -126,7 +126,7 @@ class UltravoxProcessor(Processor):
         """See `Processor.encode`; MM positions are counted from where the placeholders were."""
         media = self._in_order(text, media)
         expanded = self._expand_all(text, media)
-        encoding = self.tokenizer.backend_tokenizer.encode(expanded, add_special_tokens=self._adds_special(expanded))
+        encoding = self._tokenise(expanded, offsets=True)
         starts, ends = np.asarray(encoding.offsets, np.int64).reshape(-1, 2).T
         token_ids = np.asarray(encoding.ids, np.int32)
         end, spans = 0, []
