@@ -66,9 +66,11 @@ def _block_keys(prompt: Prompt, units: list[bytes], block_size: int) -> list[byt
         for number in dict.fromkeys(reads[span, 0][reads[span, 0] >= 0].tolist()):
             digest.update(items[number])
         digest.update(reads[span, 1].tobytes())
-        for more in (prompt.rope_positions, prompt.sees):
-            if more is not None:
-                digest.update(np.ascontiguousarray(more[span]).tobytes())
+        # Left out where they are as without media: up to its first picture a prompt has the keys of its text.
+        counted = np.arange(start, start + block_size, dtype=np.int32)
+        for name, more, plain in ((b"rope", prompt.rope_positions, counted[:, None]), (b"sees", prompt.sees, counted)):
+            if more is not None and (more[span] != plain).any():
+                digest.update(name + np.ascontiguousarray(more[span]).tobytes())
         last = digest.digest()
         keys.append(last)
     return keys

@@ -76,3 +76,39 @@ def test_two_pictures_in_another_order() -> None:
     first, second = (content_keys(prompt(*units), BLOCK) for units in ((unit(1), unit(2)), (unit(2), unit(1))))
     assert first.units == second.units[::-1]
     assert first.blocks[0] == second.blocks[0] and first.blocks[1] != second.blocks[1]
+
+
+def with_picture_at(at: int, sees: bool = False, rope: bool = False) -> Prompt:
+    """16 tokens, among them a picture of one unit at `at`, laid out as Gemma 3 or Qwen-VL lay one out."""
+    ids = np.arange(16, dtype=np.int32)
+    media, where = (), np.zeros(0, np.int32)
+    seen = counted = np.arange(16, dtype=np.int32)
+    positions = np.repeat(counted[:, None], 3, axis=1)
+    if at < 16:
+        where = np.arange(at, at + 4, dtype=np.int32)
+        ids[where], media = 99, (MediaItem("image", (unit(),), 4),)
+        seen = np.where(np.isin(counted, where), at + 3, counted).astype(np.int32)
+        positions[where] = at + np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]])
+        positions[at + 4 :] -= 2
+    return Prompt(
+        ids, where, media, rope_positions=positions if rope else None, sees=seen if sees and len(media) else None
+    )
+
+
+def test_text_before_a_picture_has_the_keys_of_text_alone() -> None:
+    """All full blocks before the picture, however a family lays pictures out; and none from where it begins."""
+    for more in ({}, {"sees": True}, {"rope": True}):
+        alone = content_keys(with_picture_at(16, **more), BLOCK).blocks
+        assert alone == content_keys(with_picture_at(16), BLOCK).blocks
+        for at, common in ((4, 1), (8, 2), (7, 1), (9, 2)):
+            text = with_picture_at(16, **more)
+            text.token_ids[at : at + 4] = 99  # so that the tokens do not tell them apart
+            blocks = content_keys(with_picture_at(at, **more), BLOCK).blocks
+            same = [one == other for one, other in zip(blocks, content_keys(text, BLOCK).blocks, strict=True)]
+            assert same == [True] * common + [False] * (4 - common), (more, at)
+
+
+def test_what_a_span_sees_counts_in_every_block_of_it() -> None:
+    """The same picture's tokens, seen in both directions or one by one, make other KV from the block they begin in."""
+    both, single = (content_keys(with_picture_at(6, sees=sees), BLOCK).blocks for sees in (True, False))
+    assert [one == other for one, other in zip(both, single)] == [True, False, False, False]
