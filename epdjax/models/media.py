@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+LOUDEST = (
+    2.0**31
+)  # full scale of 32-bit integers: beyond it samples are refused, before anything made of them overflows
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
@@ -17,7 +21,7 @@ class Video:
 
     Attributes:
         frames: uint8 ``[frames, height, width, 3]``.
-        timestamps_s: float64 ``[frames]``, when each is shown, in seconds.
+        timestamps_s: float64 ``[frames]``, when each is shown, in seconds after the first frame of the source.
         fps: frames per second of the source, before any were left out.
         source_frames: how many it had; None: not known.
     """
@@ -34,7 +38,8 @@ class Audio:
 
     Attributes:
         samples: float32 ``[n]``, one channel, from -1 to 1.
-        rate: samples per second, the one the model's feature extractor wants.
+        rate: samples per second. Processors take that of the model's feature extractor; requests may have any other,
+            and are resampled.
     """
 
     samples: np.ndarray

@@ -10,7 +10,7 @@ import pytest
 from epdjax.models import config_of
 from epdjax.models.families.qwen2_audio.model import Qwen2AudioConfig
 from epdjax.models.families.qwen2_audio.processor import Qwen2AudioProcessor
-from epdjax.models.media import Audio
+from epdjax.models.media import LOUDEST, Audio
 from tests.models.families import qwen2_audio as tiny
 from tests.models.judge import clip, user
 
@@ -95,11 +95,20 @@ def test_plain_prompts(tmp_path: Path) -> None:
         (Audio(np.zeros(4000, np.float32), 44100), "takes 16000: resample"),
         (Audio(np.zeros((4000, 2), np.float32), 16000), "one channel"),
         (Audio(np.full(4000, np.nan, np.float32), 16000), "not numbers"),
+        (Audio(np.full(4000, 1e300), 16000), "not numbers"),
+        (Audio(np.full(4000, 1e37, np.float32), 16000), "far beyond full scale"),
     ],
 )
 def test_clips_that_are_refused(audio: Audio, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=complaint):
         processor(tmp_path).prepare_audio(audio)
+
+
+@pytest.mark.parametrize("loudest", [0.0, 1e-45, 1e-30, 1.0, LOUDEST])
+def test_features_of_finite_samples_are_finite(loudest: float, tmp_path: Path) -> None:
+    sound = np.where(np.arange(4000) % 7 < 3, loudest, -loudest).astype(np.float32)
+    mel_fb = processor(tmp_path).prepare_audio(Audio(sound, 16000)).units[0].inputs["mel"]
+    assert np.isfinite(mel_fb).all() and np.abs(mel_fb).max() < 10
 
 
 def test_silence_is_a_clip(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_ends_of_turns_are_not_clips(tmp_path: Path) -> None:
         (Audio(np.zeros(1000, np.float32), 8000), "takes 16000: resample"),
         (Audio(np.zeros((2, 1000), np.float32), 16000), "one channel"),
         (Audio(np.full(1000, np.inf, np.float32), 16000), "not numbers"),
+        (Audio(np.full(1000, 1e300), 16000), "not numbers"),
+        (Audio(np.full(1000, 1e37, np.float32), 16000), "far beyond full scale"),
     ],
 )
 def test_clips_that_are_refused(audio: Audio, complaint: str, tmp_path: Path) -> None:

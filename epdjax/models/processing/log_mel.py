@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from epdjax.models.media import Audio
+from epdjax.models.media import LOUDEST, Audio
 
 HIGHEST_HZ = 8000.0
 RANGE = 8.0  # what is this many powers of ten below the loudest value is raised to that
@@ -85,9 +85,11 @@ class LogMel:
         """The samples of a clip, float32 ``[n]``.
 
         Raises:
-            ValueError: not one channel of numbers at `rate`, or fewer than `least` samples.
+            ValueError: not one channel of numbers at `rate`, fewer than `least` samples, or so large ones that features
+                would overflow.
         """
-        samples = np.asarray(audio.samples, np.float32)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            samples = np.asarray(audio.samples, np.float32)
         if audio.rate != self.rate:
             raise ValueError(f"the clip has {audio.rate} samples per second; this model takes {self.rate}: resample it")
         if samples.ndim != 1:
@@ -99,6 +101,8 @@ class LogMel:
             )
         if not np.isfinite(samples).all():
             raise ValueError("the clip has samples that are not numbers")
+        if np.abs(samples).max() > LOUDEST:
+            raise ValueError("the clip has samples far beyond full scale; scale them to numbers from -1 to 1")
         return samples
 
 

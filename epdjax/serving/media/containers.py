@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from epdjax.serving.media.sources import Kind
 # Playlists and the like, which FFmpeg would follow to files and addresses of the server, are not among these.
 DEMUXERS = "aac,aiff,avi,flac,flv,gif,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav"
 OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+MOST_LOST = 10  # one packet in so many may be one that cannot be decoded
 
 
 @contextlib.contextmanager
@@ -30,3 +32,34 @@ def opened(data: bytes, kind: Kind, formats: str) -> Iterator[Any]:
     except Exception:
         # FFmpeg raises many things on broken data, and their texts show addresses of objects.
         raise MediaError(f"the {kind.noun} is damaged, incomplete or in an unknown format; send {formats}") from None
+
+
+def decoded(packet: Any) -> list[Any] | None:
+    """The frames that come out when a packet goes into its decoder; None: it cannot be decoded, and is lost."""
+    try:
+        return packet.decode()
+    except av.FFmpegError:
+        return None
+
+
+def check_lost(lost: int, packets: int, kind: Kind, formats: str) -> None:
+    """Refuse a file of which too much is lost.
+
+    Raises:
+        MediaError: more than one in `MOST_LOST` of the packets could not be decoded.
+    """
+    if lost * MOST_LOST > packets:
+        raise MediaError(
+            f"the {kind.noun} is damaged: {lost} of its {packets} packets cannot be decoded; send the whole file, "
+            f"as {formats}"
+        )
+
+
+def check_time(deadline: float, kind: Kind) -> None:
+    """Give up what takes too long.
+
+    Raises:
+        MediaError: `deadline`, of ``time.monotonic()``, is past.
+    """
+    if time.monotonic() > deadline:
+        raise MediaError(f"the {kind.noun} takes too long to read; send a shorter or smaller one")

@@ -1,7 +1,9 @@
 """Sounds as a client sends them."""
 
 import io
+import struct
 import wave
+from typing import Any
 
 import av
 import numpy as np
@@ -27,11 +29,22 @@ def wav(sound: np.ndarray, rate: int = RATE) -> bytes:
     return out.getvalue()
 
 
-def compressed(sound: np.ndarray, codec: str, container: str, rate: int = RATE) -> bytes:
+def float_wav(sound: np.ndarray, rate: int = RATE) -> bytes:
+    """Of float32 ``[samples, channels]``, as they are."""
+    channels = sound.shape[1]
+    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, channels, rate, rate * channels * 4, channels * 4, 32)
+    data = sound.astype("<f4").tobytes()
+    body = b"WAVE" + kind + struct.pack("<4sI", b"data", len(data)) + data
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def compressed(sound: np.ndarray, codec: str, container: str, rate: int = RATE, **options: Any) -> bytes:
+    """Of int16 ``[samples, channels]``; `options` are the codec's."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[sound.shape[1]]
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(sound.T, format="s16", layout="mono")
+        stream = file.add_stream(codec, rate=rate, layout=layout, options=options)
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="s16", layout=layout)
         frame.rate = rate
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             file.mux(packet)
