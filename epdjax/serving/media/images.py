@@ -12,33 +12,22 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from epdjax.serving.errors import MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.given import array_picture, named_path
+from epdjax.serving.media.rgb import to_rgb
 from epdjax.serving.media.sources import PICTURE, Reserve, check_size, no_reserve, read
 
 FORMATS = "PNG, JPEG, WebP, GIF or BMP"
-ORIENTATION_TAG = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def load_image(
-    source: str | bytes | Image.Image,
-    limits: ServingLimits,
-    *,
-    deadline: float | None = None,
-    reserve: Reserve = no_reserve,
+    source: object, limits: ServingLimits, *, deadline: float | None = None, reserve: Reserve = no_reserve
 ) -> Image.Image:
     """Makes an RGB picture of what a request gives for one.
 
     Args:
         source: a `data:` URL; an http(s) URL, if remote media are allowed; a `file:` URL or a path, if it lies below
-            the allowed folder (relative paths start there); the bytes of an encoded picture; or a picture.
+            the allowed folder (relative paths start there), as a string or a ``pathlib.Path``; the bytes of an encoded
+            picture; a picture; or an array uint8 ``[height, width, 3]``, ``[height, width, 4]`` or ``[height, width]``.
         limits: what is allowed.
         deadline: `time.monotonic()` at which to give up a download.
         reserve: told of the bytes of its pixels.
@@ -46,11 +35,13 @@ def load_image(
     Raises:
         MediaError: says what to change, and never shows addresses or paths of the server.
     """
+    if isinstance(source, np.ndarray):
+        source = array_picture(source)
     if isinstance(source, Image.Image):
         picture = source
         _check_size(picture.width, picture.height, limits)
-        return _guarded(lambda: _to_rgb(picture))
-    return _decode(read(source, PICTURE, limits, deadline), limits, reserve)
+        return _guarded(lambda: to_rgb(picture))
+    return _decode(read(named_path(source), PICTURE, limits, deadline), limits, reserve)
 
 
 def _plugin(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
@@ -79,8 +70,7 @@ def _decode(data: bytes, limits: ServingLimits, reserve: Reserve) -> Image.Image
             # From the header alone: a bomb is refused before a pixel of it exists.
             _check_size(picture.width, picture.height, limits)
             reserve(3 * picture.width * picture.height)
-            picture.load()
-            return _to_rgb(picture)
+            return to_rgb(picture)
 
     return _guarded(decode)
 
@@ -102,31 +92,3 @@ def _check_size(width: int, height: int, limits: ServingLimits) -> None:
             f"the picture is {width}x{height}; the longer side may be at most {limits.max_image_aspect_ratio:g} times "
             "the shorter: crop it"
         )
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    turn = _orientation(picture)
-    if type(picture) is Image.Image and picture.mode == "RGB" and "transparency" not in picture.info and turn is None:
-        return picture
-    if picture.mode.startswith("I"):
-        # PIL would clip 16-bit gray at 255 instead of scaling it.
-        gray = np.clip(np.asarray(picture), 0, 0xFFFF) >> 8
-        picture = Image.fromarray(gray.astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        picture = Image.new("RGB", rgba.size, (255, 255, 255))
-        picture.paste(rgba, mask=rgba.getchannel("A"))
-    else:
-        picture = picture.convert("RGB")
-    if turn is not None:
-        picture = picture.transpose(turn)
-    picture.info.clear()
-    return picture
-
-
-def _orientation(picture: Image.Image) -> Image.Transpose | None:
-    try:
-        return TURNS.get(picture.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:
-        # Broken metadata are no reason to refuse a whole picture: viewers ignore them too.
-        return None

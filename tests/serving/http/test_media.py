@@ -1,6 +1,7 @@
 """Pictures from outside: what is taken, what it becomes, and what is refused in which words."""
 
 import base64
+import io
 import os
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from epdjax.serving.errors import InvalidRequest, MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.images import load_image
-from tests.serving.http.pictures import bomb, data_url, encoded, picture
+from tests.serving.http.pictures import bomb, data_url, encoded, picture, png
 from tests.serving.media.resolved import resolve_messages
 
 LIMITS = ServingLimits(max_images_per_request=3, max_image_pixels=1_000_000, max_image_bytes=2**20)
@@ -80,6 +81,105 @@ def test_16_bit_gray_is_scaled() -> None:
     gray = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
     image = load_image(encoded(Image.fromarray(gray), "PNG"), LIMITS)
     np.testing.assert_array_equal(np.asarray(image)[..., 0], gray >> 8)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_transparent_gray_of_any_depth(depth: int) -> None:
+    """PNG: the pixels that have just the transparent level are white, all others as they are."""
+    top = 2**depth - 1
+    levels = np.minimum(np.arange(8) * (1 if depth < 8 else 37), top)
+    if depth == 16:
+        levels = np.array([0, 255, 256, 257, 0x1234, 0x1235, 0xFFFE, 0xFFFF])
+    row = int("".join(f"{level:0{depth}b}" for level in levels), 2).to_bytes(depth, "big")
+    for clear in {0, 1, top, int(levels[5])}:
+        image = load_image(png(8, 4, depth, 0, row, clear.to_bytes(2, "big")), LIMITS)
+        shown = levels >> 8 if depth == 16 else levels * 255 // top
+        expected = np.where(levels == clear, 255, shown)
+        np.testing.assert_array_equal(np.asarray(image), np.broadcast_to(expected[None, :, None], (4, 8, 3)))
+
+
+def test_a_transparent_colour_of_16_bits() -> None:
+    """PIL reads the first byte of each, so the colour is compared by those."""
+    reds = [0x0203, 0x0300, 0x0400, 0xFF00]
+    row = b"".join(red.to_bytes(2, "big") + bytes(4) for red in reds)
+    image = load_image(png(4, 4, 16, 2, row, bytes([2, 3, 0, 0, 0, 0])), LIMITS)
+    assert np.asarray(image)[0].tolist() == [[255] * 3, [3, 0, 0], [4, 0, 0], [255, 0, 0]]
+
+
+def levels_of(array: np.ndarray, mode: str | None = None) -> list[int]:
+    image = Image.fromarray(array) if mode is None else Image.frombytes(mode, array.shape[::-1], array.tobytes())
+    made = np.asarray(load_image(image, LIMITS))
+    assert (made == made[..., :1]).all()
+    return made[0, :, 0].tolist()
+
+
+def test_pictures_of_numbers() -> None:
+    """One number for each pixel, in what the mode says of its range."""
+    small, large = np.array([[0, 1, 200, 255]] * 4), np.array([[0, 255, 256, 65535]] * 4)
+    for mode, kind in (("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2")):  # 16 bits are 16 bits
+        assert levels_of(large.astype(kind), mode) == [0, 0, 1, 255]
+        assert levels_of(small.astype(kind), mode) == [0, 0, 0, 0]
+    assert levels_of(small.astype(np.int32)) == [0, 1, 200, 255]  # mode I
+    assert levels_of(large.astype(np.int32)) == [0, 0, 1, 255]
+    assert levels_of(small.astype(np.float32)) == [0, 1, 200, 255]  # mode F
+    assert levels_of(np.zeros((4, 4), np.float32)) == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.full((4, 4), -1, np.int32), "from 0 to 65535"),
+        (np.full((4, 4), 65536, np.int32), "from 0 to 65535"),
+        (np.full((4, 4), 0.5, np.float32), "levels from 0 to 255; scale it"),
+        (np.full((4, 4), 256, np.float32), "levels from 0 to 255; scale it"),
+        (np.full((4, 4), -1, np.float32), "levels from 0 to 255; scale it"),
+        (np.full((4, 4), np.nan, np.float32), "levels from 0 to 255; scale it"),
+    ],
+)
+def test_numbers_that_are_no_levels(array: np.ndarray, says: str) -> None:
+    assert says in refused(Image.fromarray(array))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa", "PA"])
+def test_every_mode_is_taken(mode: str) -> None:
+    assert load_image(Image.new(mode, (8, 8)), LIMITS).mode == "RGB"
+
+
+def test_a_callers_picture_is_left_alone() -> None:
+    given = Image.open(io.BytesIO(png(8, 4, 4, 0, bytes(4), b"\0\x0f")))
+    load_image(given, LIMITS)
+    assert (given.mode, given.info["transparency"]) == ("L", 15)
+
+
+def test_arrays() -> None:
+    rgb = np.asarray(picture())
+    np.testing.assert_array_equal(np.asarray(load_image(rgb, LIMITS)), rgb)
+    np.testing.assert_array_equal(np.asarray(load_image(rgb[::-1, ::2], LIMITS)), rgb[::-1, ::2])
+    gray = np.asarray(load_image(rgb[..., 0], LIMITS))
+    np.testing.assert_array_equal(gray, np.repeat(rgb[..., :1], 3, 2))
+    clear = np.dstack([rgb, np.zeros(rgb.shape[:2], np.uint8)])
+    assert (np.asarray(load_image(clear, LIMITS)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8), np.uint16),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 1), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros(8, np.uint8),
+    ],
+)
+def test_arrays_that_are_no_pictures(array: np.ndarray) -> None:
+    assert f"not {array.dtype} {list(array.shape)}" in refused(array)
+
+
+def test_arrays_are_bounded_like_pictures() -> None:
+    assert "no content" in refused(np.zeros((0, 8, 3), np.uint8))
+    assert "at least 4 pixels" in refused(np.zeros((3, 8, 3), np.uint8))
+    assert "1000000" in refused(np.zeros((1000, 1001), np.uint8))
 
 
 def test_animations_give_their_first_frame() -> None:
@@ -194,9 +294,15 @@ def test_local_files_only_below_the_folder(tmp_path: Path) -> None:
     (root / "inner.png").symlink_to(root / "a b.png")
     os.mkfifo(root / "pipe.png")
     limits = ServingLimits(allowed_local_media_path=root)
-    for good in (f"file://{root}/a%20b.png", f"file://localhost{root}/inner.png", str(root / "a b.png"), "a b.png"):
-        assert load_image(good, limits).size == (32, 24)
-    bad = [
+    good: list[str | Path] = [f"file://{root}/a%20b.png", f"file://localhost{root}/inner.png", str(root / "a b.png")]
+    good += ["a b.png", root / "a b.png", Path("a b.png"), Path("inner.png")]
+    for path in good:
+        assert load_image(path, limits).size == (32, 24)
+    bad: list[str | Path] = [
+        Path("link.png"),
+        outside / "s.png",
+        Path("../secret/s.png"),
+        Path("data:image/png;base64,QUJD"),
         "link.png",
         "../secret/s.png",
         str(outside / "s.png"),
