@@ -37,6 +37,7 @@ def load_audio(
         limits: what is allowed.
         rate: samples per second.
         deadline: `time.monotonic()` at which to give up downloading and decoding.
+        reserve: told of the bytes of the longest clip there may be.
 
     Returns:
         One channel, the mean of those there are, resampled by FFmpeg where the rate differs.

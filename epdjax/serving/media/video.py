@@ -1,15 +1,23 @@
 """Video: the frames a model wants, decoded behind bounds."""
 
+import bisect
+import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from epdjax.models.media import Video
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.media.containers import opened
+from epdjax.serving.media.containers import check_lost, check_time, decoded, opened
+from epdjax.serving.media.given import LIST_FPS, check_frames, check_video, named_path
+from epdjax.serving.media.images import load_image
+from epdjax.serving.media.rotation import display_matrix, turned
 from epdjax.serving.media.sources import VIDEO, Reserve, check_size, no_reserve, read
 
 FORMATS = "MP4, WebM, MKV, MOV, AVI or GIF"
@@ -28,100 +36,188 @@ def load_video(
     """Makes a video of what a request gives for one.
 
     Args:
-        source: see `sources.read`; or a `Video`, whose frames are taken as they are.
+        source: see `sources.read`; a ``pathlib.Path``, which is read like a path in a string; a `Video`, whose frames
+            are taken as they are; or the frames alone, a list of pictures (PIL, or arrays as `load_image` takes them)
+            or an array uint8 ``[frames, height, width, 3]``. Frames alone count as sampled already, and are taken to be
+            24 to the second, as in transformers: a `Video` says it better.
         limits: what is allowed.
         sample: which frames to keep.
         deadline: `time.monotonic()` at which to give up downloading and decoding.
+        reserve: told of the bytes of each frame that is kept.
+
+    Returns:
+        The frames as they are to be shown, turned as the file says, with times that count from the first frame.
 
     Raises:
         MediaError: says what to change.
     """
-    if isinstance(source, Video):
-        frames = source.frames
-        if not isinstance(frames, np.ndarray) or frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-            raise MediaError("the frames of a video must be an array of uint8 [frames, height, width, 3]")
-        if len(frames) != len(source.timestamps_s):
-            raise MediaError(f"the video has {len(frames)} frames but {len(source.timestamps_s)} timestamps")
-        _check_frames(len(frames), limits)
-        check_size(frames.shape[2], frames.shape[1], VIDEO, limits)
-        return source
-    data = read(source, VIDEO, limits, deadline)
     deadline = time.monotonic() + limits.media_timeout_s if deadline is None else deadline
-    count, fps = _measure(data, limits, deadline)
-    kept = _decode(data, _wanted(sample, count, fps, limits), limits, deadline)
-    if len(kept) < count and max(kept, default=-1) < count - 1 and not _complete(kept, sample, count, fps):
+    if isinstance(source, (list, tuple)):
+        source = _listed(source, limits, deadline)
+    if isinstance(source, np.ndarray):
+        source = Video(source, np.arange(len(source)) / LIST_FPS if source.ndim else np.zeros(0), LIST_FPS)
+    if isinstance(source, Video):
+        return check_video(source, limits)
+    data = read(named_path(source), VIDEO, limits, deadline)
+    clock = _measure(data, limits, deadline)
+    wanted = _wanted(sample, clock.count, float(clock.rate), limits)
+    found = _decode(data, wanted, clock, limits, deadline, reserve)
+    if len(found.kept) < len(wanted):
         # Packets and frames need not be as many: sample again among the frames that there really are.
-        count = _decodable(data, deadline)
-        kept = _decode(data, _wanted(sample, count, fps, limits), limits, deadline)
-    if not kept:
+        shown = found.shown
+        clock = dataclasses.replace(clock, count=len(shown) + found.lost)
+        wanted = {
+            shown[index] for index in _wanted(sample, len(shown), float(clock.rate), limits) if index < len(shown)
+        }
+        found = _decode(data, wanted, clock, limits, deadline, reserve)
+    if not found.kept:
         raise MediaError(f"the video has no frames that can be decoded; send the whole file, as {FORMATS}")
-    frames, seconds = zip(*(kept[index] for index in sorted(kept)))
-    return Video(np.stack(frames), np.asarray(seconds, np.float64), fps, count)
+    frames, seconds = zip(*(found.kept[index] for index in sorted(found.kept)))
+    return Video(np.stack(frames), np.asarray(seconds, np.float64), float(clock.rate), clock.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clock:
+    """When the frames of a video are shown.
+
+    Attributes:
+        count: how many there are.
+        first, last: when the first and last are shown, in ticks; None: the packets do not say.
+        tick: seconds, what the container rounds to.
+        declared: frames per second by the header.
+    """
+
+    count: int
+    first: int | None
+    last: int | None
+    tick: Fraction
+    declared: Fraction | None
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second, by the packets: what headers say is often wrong, or missing.
+
+        Times are rounded to ticks. Of the rates that they leave possible, a simple one is taken.
+        """
+        ticks = (self.last or 0) - (self.first or 0)
+        if ticks <= 0 or self.count < 2:
+            return Fraction(self.declared or 1)
+        measured = (self.count - 1) / (ticks * self.tick)
+        whole = Fraction(max(1, round(measured)))
+        for simple in (self.declared, whole, whole * 1000 / 1001):
+            if simple and abs((self.count - 1) / Fraction(simple) - ticks * self.tick) < self.tick:
+                return Fraction(simple)
+        return measured
+
+    def seconds(self, pts: int | None, index: int) -> float:
+        """When a frame is shown after the first: its own time, freed of rounding to ticks where the rate is steady."""
+        steady = index / self.rate
+        if pts is None or self.first is None or abs((pts - self.first) * self.tick - steady) < self.tick:
+            return index / float(self.rate)
+        return float((pts - self.first) * self.tick)
+
+
+@dataclasses.dataclass
+class _Found:
+    """What decoding a video has found.
+
+    Attributes:
+        kept: index -> (frame, when it is shown) of the wanted frames that there are.
+        shown: indices of all frames that came out, up to the last one wanted.
+        lost: packets that could not be decoded.
+    """
+
+    kept: dict[int, tuple[np.ndarray, float]] = dataclasses.field(default_factory=dict)
+    shown: list[int] = dataclasses.field(default_factory=list)
+    lost: int = 0
+
+
+def _listed(frames: Sequence[Any], limits: ServingLimits, deadline: float) -> np.ndarray:
+    """Frames that were picked by the caller, as one array."""
+    if not frames or not all(isinstance(frame, (np.ndarray, Image.Image)) for frame in frames):
+        raise MediaError(
+            "a list is a video if it has frames in it, pictures (PIL) or arrays of uint8, and nothing else"
+        )
+    check_frames(len(frames), limits)
+    arrays = [np.asarray(load_image(frame, limits, deadline=deadline)) for frame in frames]
+    if len(sizes := {array.shape for array in arrays}) > 1:
+        text = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes))
+        raise MediaError(f"the frames of a video must be of one size, not of {text}")
+    if len(arrays) * arrays[0].shape[0] * arrays[0].shape[1] > limits.max_request_pixels:
+        raise _too_many_pixels(len(arrays), limits)
+    return np.stack(arrays)
 
 
 def _wanted(sample: Sampler, count: int, fps: float, limits: ServingLimits) -> set[int]:
     wanted = {int(index) for index in sample(count, fps)} if count else set()
-    _check_frames(len(wanted), limits)
+    check_frames(len(wanted), limits)
     return wanted
 
 
-def _complete(kept: dict[int, Any], sample: Sampler, count: int, fps: float) -> bool:
-    return len(kept) == len({int(index) for index in sample(count, fps)})
-
-
-def _measure(data: bytes, limits: ServingLimits, deadline: float) -> tuple[int, float]:
-    """(frames, frames per second), from the container's packets: what headers say is often wrong, or missing."""
+def _measure(data: bytes, limits: ServingLimits, deadline: float) -> _Clock:
+    """Counts the packets of a video and reads their times, without decoding them."""
     with opened(data, VIDEO, FORMATS) as container:
         stream = _stream(container)
         check_size(stream.codec_context.width, stream.codec_context.height, VIDEO, limits)
-        count, last = 0, 0.0
+        tick = stream.time_base or Fraction(0)
+        count, first, last = 0, None, None
         for packet in container.demux(stream):
-            if packet.size:
-                count += 1
-                last = max(last, float((packet.pts or 0) * (packet.time_base or 0)))
-            if last > limits.max_video_seconds:
+            check_time(deadline, VIDEO)
+            if not packet.size or packet.is_discard:
+                continue  # the end of the file; what an edit list cuts off
+            count += 1
+            pts = packet.pts if packet.pts is not None else packet.dts
+            if pts is None:
+                continue
+            first, last = min(pts, pts if first is None else first), max(pts, pts if last is None else last)
+            if (last - first) * tick > limits.max_video_seconds:
                 raise MediaError(
                     f"the video is longer than {limits.max_video_seconds:g} seconds; send a shorter one, or cut it"
                 )
-            _check_time(deadline)
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or (count / last if last else 1.0)
-        return count, fps
+        return _Clock(count, first, last, tick, stream.average_rate or stream.guessed_rate)
 
 
 def _decode(
-    data: bytes, wanted: set[int], limits: ServingLimits, deadline: float
-) -> dict[int, tuple[np.ndarray, float]]:
-    """index -> (frame, when it is shown) of the wanted frames that there are."""
-    kept: dict[int, tuple[np.ndarray, float]] = {}
+    data: bytes, wanted: set[int], clock: _Clock, limits: ServingLimits, deadline: float, reserve: Reserve
+) -> _Found:
+    """Decodes up to the last wanted frame. A packet that cannot be decoded takes the index of its frame with it."""
+    found, lost_pts = _Found(), list[float]()
+    size: tuple[int, ...] | None = None
     with opened(data, VIDEO, FORMATS) as container:
         stream = _stream(container)
-        rate = float(stream.average_rate or stream.guessed_rate or 1)
-        size: tuple[int, int] | None = None
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
+        for packet in container.demux(stream):
+            check_time(deadline, VIDEO)
+            frames = decoded(packet)
+            if frames is None:
+                found.lost += 1
+                bisect.insort(lost_pts, -math.inf if packet.pts is None else packet.pts)
+                check_lost(found.lost, clock.count, VIDEO, FORMATS)
+            for frame in frames or ():
+                shown_at = math.inf if frame.pts is None else frame.pts
+                index = len(found.shown) + bisect.bisect_left(lost_pts, shown_at)
+                found.shown.append(index)
+                if index not in wanted:
+                    continue
                 check_size(frame.width, frame.height, VIDEO, limits)
-                size = size or (frame.width, frame.height)
-                if (frame.width, frame.height) != size:
-                    frame = frame.reformat(*size)  # some streams change their size on the way
-                kept[index] = frame.to_ndarray(format="rgb24"), frame.time if frame.time is not None else index / rate
-                if len(kept) * size[0] * size[1] > limits.max_request_pixels:
-                    raise MediaError(
-                        f"the video's {len(wanted)} frames have more than {limits.max_request_pixels} pixels together; "
-                        "send a smaller or shorter one"
-                    )
-            _check_time(deadline)
-            if len(kept) == len(wanted):
-                break
-    return kept
+                reserve(3 * frame.width * frame.height)
+                pixels = _pixels(frame, size)
+                size = pixels.shape
+                found.kept[index] = pixels, clock.seconds(frame.pts, index)
+                if len(found.kept) * size[0] * size[1] > limits.max_request_pixels:
+                    raise _too_many_pixels(len(wanted), limits)
+                if len(found.kept) == len(wanted):
+                    return found
+    return found
 
 
-def _decodable(data: bytes, deadline: float) -> int:
-    with opened(data, VIDEO, FORMATS) as container:
-        count = 0
-        for _ in container.decode(_stream(container)):
-            count += 1
-            _check_time(deadline)
-        return count
+def _pixels(frame: Any, size: tuple[int, ...] | None) -> np.ndarray:
+    """A frame as it is to be shown, uint8 ``[height, width, 3]``, in the size of those before it."""
+    matrix = display_matrix(frame)
+    pixels_hwc = turned(frame.to_ndarray(format="rgb24"), matrix)
+    if size is None or pixels_hwc.shape == size:
+        return pixels_hwc
+    # Some streams change their size on the way.
+    return np.asarray(Image.fromarray(pixels_hwc).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _stream(container: Any) -> Any:
@@ -130,14 +226,8 @@ def _stream(container: Any) -> Any:
     return container.streams.video[0]
 
 
-def _check_frames(count: int, limits: ServingLimits) -> None:
-    if count > limits.max_video_frames:
-        raise MediaError(
-            f"{count} frames of the video would be used; at most {limits.max_video_frames} are allowed: send a shorter "
-            "one, or one with fewer frames per second"
-        )
-
-
-def _check_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise MediaError("the video takes too long to read; send a shorter or smaller one")
+def _too_many_pixels(frames: int, limits: ServingLimits) -> MediaError:
+    return MediaError(
+        f"the video's {frames} frames have more than {limits.max_request_pixels} pixels together; send a smaller or "
+        "shorter one"
+    )
