@@ -213,11 +213,6 @@ class Processor:
 
         return renders([{"type": "text", "text": word}]), renders(word)
 
-    @functools.cached_property
-    def longest_token_chars(self) -> int:
-        """Most characters of a token: a text of more times as many cannot have fewer tokens."""
-        return max(map(len, self.tokenizer.get_vocab()), default=1)
-
     # ---- tokens ---------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, media: Sequence[MediaItem] = ()) -> Prompt:
