@@ -124,6 +124,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-decoded-bytes", type=int, default=limits.max_decoded_bytes, metavar="N", help="pixels held; then 429")
     add("--allow-remote-media", action="store_true", help="fetch http(s) URLs (never from private addresses)")
     add("--allowed-media-host", action="append", default=[], metavar="HOST", help="only these hosts; may be repeated")
+    add(
+        "--allowed-media-port",
+        type=int,
+        action="append",
+        default=list(limits.allowed_media_ports),
+        metavar="PORT",
+        help="ports besides 80 and 443 that remote media may come from; may be repeated",
+    )
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="allow file: URLs below this folder")
 
 
@@ -157,6 +165,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
             max_audio_seconds=arguments.max_audio_seconds,
             allow_remote_media=arguments.allow_remote_media,
             allowed_media_hosts=tuple(arguments.allowed_media_host),
+            allowed_media_ports=tuple(arguments.allowed_media_port),
             allowed_local_media_path=arguments.allowed_local_media_path,
         ),
     }

@@ -27,6 +27,7 @@ class ServingLimits:
         allow_remote_media: fetch http and https URLs. Off unless asked for: clients make the server send requests.
         allowed_media_hosts: with remote media, the hosts that may be asked: exact names, or `*.example.com` for all
             names below one. Empty: every host with a public address. Private addresses are refused in either case.
+        allowed_media_ports: with remote media, the ports that may be asked.
         allowed_local_media_path: the folder below which `file:` URLs and paths may be read; None: no local files.
         max_prompt_chars: most characters of all texts of one request, before they are tokenised; None: as many as the
             context could hold if every token were the longest there is.
@@ -63,6 +64,7 @@ class ServingLimits:
     max_image_aspect_ratio: float = 200.0
     allow_remote_media: bool = False
     allowed_media_hosts: tuple[str, ...] = ()
+    allowed_media_ports: tuple[int, ...] = (80, 443)
     allowed_local_media_path: Path | None = None
     max_prompt_chars: int | None = None
     max_prompt_parts: int | None = None

@@ -5,10 +5,8 @@ public, and connects to the very address it checked. So neither a second DNS ans
 URL that two parsers read differently gets around it.
 """
 
-import ipaddress
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -16,10 +14,10 @@ import httpcore
 
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.addresses import Resolver, is_public, resolved_by, system_resolver
 
-Resolver = Callable[[str, int], list[str]]
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+PORTS = {"http": 80, "https": 443}
 
 
 def fetch(
@@ -60,7 +58,10 @@ def fetch(
                 raise MediaError("the URL could not be fetched; check it, or send a data: URL") from None
             if location is None:
                 return body
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                raise MediaError("the URL redirects to something that is no URL; give its final address") from None
     raise MediaError(f"the URL redirects more than {limits.max_redirects} times; give its final address")
 
 
@@ -83,28 +84,11 @@ def check_url(url: str, limits: ServingLimits) -> httpcore.URL:
         raise MediaError("the URL needs a plain host name, without user name or password")
     if limits.allowed_media_hosts and not any(_matches(host, allowed) for allowed in limits.allowed_media_hosts):
         raise MediaError("media may not be fetched from this host; use an allowed host, or send a data: URL")
+    if (port or PORTS[parts.scheme]) not in limits.allowed_media_ports:
+        allowed = " and ".join(map(str, limits.allowed_media_ports))
+        raise MediaError(f"media are fetched from ports {allowed} only; use one of them, or send a data: URL")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return httpcore.URL(scheme=parts.scheme.encode(), host=host.encode(), port=port, target=target.encode())
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, seen through every way of wrapping IPv4 in IPv6."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
-
-
-def system_resolver(host: str, port: int) -> list[str]:
-    """All addresses the system knows for a host."""
-    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class GuardedBackend(httpcore.NetworkBackend):
@@ -125,7 +109,10 @@ class GuardedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Resolves, checks every address, and connects to the first of exactly those that answers."""
         try:
-            addresses = list(dict.fromkeys(self._resolve(host.strip("[]"), port)))
+            found = resolved_by(self._deadline, self._resolve, host.strip("[]"), port)
+            addresses = list(dict.fromkeys(found))
+        except TimeoutError:
+            raise httpcore.ConnectTimeout("the name was not resolved in time") from None
         except (OSError, UnicodeError):
             addresses = []
         # One private address among public ones is an attack or a mistake; neither is a reason to try the others.

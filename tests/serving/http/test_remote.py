@@ -1,5 +1,7 @@
 """Downloads that a client asks for: nothing behind the server's back can be reached with them."""
 
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
+from epdjax.serving.media.addresses import LOOKUPS, is_public, resolved_by
 from epdjax.serving.media.images import load_image
-from epdjax.serving.media.remote import fetch, is_public
+from epdjax.serving.media.remote import fetch
 from tests.serving.http.pictures import encoded, picture
 
 PUBLIC = "93.184.216.34"
@@ -98,6 +101,22 @@ def test_a_public_file_is_fetched_from_the_checked_address(scheme: str) -> None:
         "2001:0:7f00:1::80ff:fffe",
         "not-an-address",
         "fe80::1%eth0",
+        "fec0::1",  # site-local
+        "64:ff9b:1::a00:1",  # NAT64 of a local network
+        "5f00::1",  # SRv6
+        "3fff::1",  # documentation
+        "2001:db8::1",
+        "2001:10::1",
+        "100::1",  # discarded
+        "::5db8:d822",  # IPv4-compatible
+        "ff02::1",
+        "192.0.0.8",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "240.0.0.1",
     ],
 )
 def test_private_addresses_are_refused_after_resolution(address: str) -> None:
@@ -181,6 +200,45 @@ def test_allowed_hosts() -> None:
         assert "this host" in refused(url, None, limits)
     # Being on the list does not make a private address public.
     assert "no public address" in refused("https://good.test/", None, limits, good_test=[["10.0.0.1"]])
+
+
+@pytest.mark.parametrize("location", ["http://[::1", "http://[x]/", "//[", "https://good.test:99999/", "http://a b/"])
+def test_a_malformed_redirect_is_the_requests_fault(location: str) -> None:
+    network = Network(redirect(location))
+    refused("https://good.test/", network)
+    assert len(network.connected) == 1
+
+
+def test_other_ports_need_to_be_allowed() -> None:
+    for url in ("http://good.test:8080/", "https://good.test:22/"):
+        assert "ports 80 and 443 only" in refused(url)
+    assert "ports 80 and 443" in refused("https://good.test/", Network(redirect("http://good.test:6379/")))
+    limits = ServingLimits(allow_remote_media=True, allowed_media_ports=(80, 443, 8080))
+    network = Network(ok(b"x"))
+    names = Names(good_test=[[PUBLIC]])
+    assert fetch("http://good.test:8080/", limits, resolve=names, network=network) == b"x"
+    assert network.connected == [(PUBLIC, 8080)]
+
+
+def test_resolving_a_name_obeys_the_deadline() -> None:
+    release = threading.Event()
+
+    def slow(host: str, port: int) -> list[str]:
+        release.wait(60)
+        return [PUBLIC]
+
+    network = Network(ok(b"x"))
+    with pytest.raises(MediaError, match="too long to fetch"):
+        fetch("https://good.test/", LIMITS, deadline=time.monotonic() + 0.2, resolve=slow, network=network)
+    assert network.connected == []
+    # What was left behind is bounded: the next waits for its end, as long as it may.
+    for _ in range(LOOKUPS - 1):
+        with pytest.raises(TimeoutError):
+            resolved_by(time.monotonic() + 0.02, slow, "good.test", 443)
+    with pytest.raises(TimeoutError):
+        resolved_by(time.monotonic() + 0.02, lambda host, port: [PUBLIC], "good.test", 443)
+    release.set()
+    assert resolved_by(time.monotonic() + 60, slow, "good.test", 443) == [PUBLIC]
 
 
 def test_sizes_statuses_and_encodings() -> None:
