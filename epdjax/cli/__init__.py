@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from epdjax.cli import (
+    abuse_test,
     bench_attention,
     bench_cache,
     bench_encode,
@@ -39,6 +40,7 @@ COMMANDS = {
     "bench-simulator": bench_simulator,
     "bench-startup": bench_startup,
     "bench-transformers": bench_transformers,
+    "abuse-test": abuse_test,
     "load-test": load_test,
     "plan": plan,
     "profile": profile,

@@ -1,0 +1,1 @@
+"""One bad client beside good ones: do these notice?"""
