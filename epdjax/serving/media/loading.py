@@ -13,6 +13,7 @@ from epdjax.serving.errors import MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.audio import load_audio
 from epdjax.serving.media.decoder_pool import DecoderPool
+from epdjax.serving.media.given import named_path
 from epdjax.serving.media.images import load_image
 from epdjax.serving.media.parts import MediaPart
 from epdjax.serving.media.sources import is_data_url, read
@@ -49,7 +50,7 @@ def fetched(part: MediaPart, limits: ServingLimits, deadline: float) -> MediaPar
     if not is_elsewhere(part):
         return part
     with _named(part):
-        return MediaPart(part.kind, read(part.source, part.noun, limits, deadline), part.path)
+        return MediaPart(part.kind, read(named_path(part.source), part.noun, limits, deadline), part.path)
 
 
 class MediaLoader:
