@@ -23,6 +23,7 @@ from epdjax.serving.http.errors import (
     internal_error_response,
     request_error_body,
 )
+from epdjax.serving.http.payloads import Payloads
 from epdjax.serving.http.service import Service
 from epdjax.serving.http.validation import validate_messages
 from epdjax.serving.http.wire import ClientGone, Incoming, check_json, linger, patient, read_body, until_gone
@@ -73,13 +74,14 @@ class ChatExchange(Response):
             await until_gone(receive, work)
 
     async def _answer(
-        self, body: bytes, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
+        self, body: bytearray, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
         client = client_of(dict(scope))
-        request = await self._parse(body, client)
+        request, payloads = await self._read(body, client)
         del body
         params, urgency = request.sampling_params(), request.urgency()
-        messages, request.messages = validate_messages(request.messages), []
+        messages, request.messages = validate_messages(request.messages, payloads), []
+        del payloads
         prepared = await self._service.llm.prepare(messages, client)
         del messages
         release()
@@ -98,18 +100,24 @@ class ChatExchange(Response):
         content = answers.completion(self._id, model, self._created, answer)
         await JSONResponse(content)(scope, receive, send)
 
-    async def _parse(self, body: bytes, client: str) -> protocol.ChatRequest:
+    async def _read(self, body: bytearray, client: str) -> tuple[protocol.ChatRequest, Payloads]:
+        """A request without its media, and these."""
         llm = self._service.llm
+
+        def parse() -> tuple[protocol.ChatRequest, Payloads]:
+            payloads = Payloads(body)
+            payloads.check(llm.text_bounds)
+            return protocol.parse_chat_request(payloads.json), payloads
+
         if len(body) <= PARSE_INLINE_BYTES:
-            request = protocol.parse_chat_request(body, llm.text_bounds)
+            request, payloads = parse()
         else:
-            job = self._service.parsers.submit(client, lambda: protocol.parse_chat_request(body, llm.text_bounds))
-            request = await asyncio.wrap_future(job)
+            request, payloads = await asyncio.wrap_future(self._service.parsers.submit(client, parse))
         if request.model != llm.model_name:
             raise ModelNotFound(
                 f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model"
             )
-        return request
+        return request, payloads
 
     async def _outputs(
         self, prepared: Any, params: SamplingParams, urgency: Urgency

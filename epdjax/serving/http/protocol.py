@@ -10,13 +10,10 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from epdjax.serving.errors import InvalidRequest, TooLong
-from epdjax.serving.media.parts import TextBounds
+from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.params import MAX_LOGPROBS, SamplingParams, Urgency
 
 MAX_LISTED = 200
-VALUES_PER_PART = 16  # a message or part has fewer
-MOST_OTHER_VALUES = 10_000
 
 # Fields without influence on the answer (or, like tool_choice, none without another field that is refused).
 HARMLESS = frozenset(
@@ -192,28 +189,14 @@ def _token_id(key: str) -> int:
     return int(key)
 
 
-def check_structure(body: bytes, bounds: TextBounds) -> None:
-    """Refuse JSON of far more values than a request can have, before they become objects: a body of mere brackets
-    takes forty times its size, and seconds in which no other thread runs. Media have none of the characters counted.
-
-    Raises:
-        TooLong: says so.
-    """
-    values = body.count(b",") + body.count(b"[") + body.count(b"{")
-    if values > bounds.characters + VALUES_PER_PART * bounds.parts + MOST_OTHER_VALUES:
-        raise TooLong("the request's body has more values or text than its context could hold; shorten it")
-
-
-def parse_chat_request(body: bytes, bounds: TextBounds) -> ChatRequest:
+def parse_chat_request(json: bytes | bytearray) -> ChatRequest:
     """Reads a request body.
 
     Raises:
         InvalidRequest: not JSON, or not a chat request: one sentence that names the field.
-        TooLong: see `check_structure`.
     """
-    check_structure(body, bounds)
     try:
-        data = pydantic_core.from_json(body)
+        data = pydantic_core.from_json(json)
     except ValueError as error:
         raise InvalidRequest(
             f"the request's body is not valid JSON: {error}; check its quotes, commas and encoding"

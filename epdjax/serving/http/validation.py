@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epdjax.serving.errors import InvalidRequest
+from epdjax.serving.http.payloads import Payloads
+from epdjax.serving.media.sources import DataURL
 
 ROLES = ("system", "developer", "user", "assistant")
 DETAILS = ("auto", "low", "high")
@@ -31,22 +33,22 @@ HARMLESS_FIELDS = ("name",)  # of messages: the model is not told it
 HARMLESS_PART_FIELDS = ("cache_control",)  # everything is cached by content here
 
 
-def validate_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Checks messages and brings them to one form.
+def validate_messages(messages: list[dict[str, Any]], payloads: Payloads) -> list[dict[str, Any]]:
+    """Checks messages and brings them to one form, their media put in.
 
     Content stays a string, or becomes a list of `{"type": "text", "text": ...}` and
-    `{"type": "image_url", "image_url": ...}` with a string (likewise `video_url`, `audio_url`; `input_audio` becomes an
-    `audio_url`). `developer` becomes `system`, the name chat templates know.
+    `{"type": "image_url", "image_url": ...}` with a string or a `DataURL` (likewise `video_url`, `audio_url`;
+    `input_audio` becomes an `audio_url`). `developer` becomes `system`, the name chat templates know.
 
     Raises:
         InvalidRequest: names the message and part, and says what to change.
     """
     if not messages:
         raise InvalidRequest("messages is empty; give at least one message", param="messages")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]", payloads) for i, message in enumerate(messages)]
 
 
-def _message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _message(message: Mapping[str, Any], path: str, payloads: Payloads) -> dict[str, Any]:
     role = message.get("role")
     if role is None:
         raise InvalidRequest(f"{path}.role is missing; use one of {', '.join(ROLES)}", param=f"{path}.role")
@@ -65,13 +67,15 @@ def _message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
     if isinstance(content, list):
         if not content:
             raise InvalidRequest(f"{path} is empty; give at least one part, or a string", param=path)
-        content = [_part(part, f"{path}[{j}]", role) for j, part in enumerate(content)]
-    elif not isinstance(content, str):
+        content = [_part(part, f"{path}[{j}]", role, payloads) for j, part in enumerate(content)]
+    elif isinstance(content, str):
+        content = payloads.text(content)
+    else:
         raise InvalidRequest(f"{path} must be a string or a list of parts", param=path)
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _part(part: Any, path: str, role: str) -> dict[str, Any]:
+def _part(part: Any, path: str, role: str, payloads: Payloads) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise InvalidRequest(f'{path} must be an object with a type, such as {{"type": "text", ...}}', param=path)
     kind = part.get("type")
@@ -79,7 +83,7 @@ def _part(part: Any, path: str, role: str) -> dict[str, Any]:
         if not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{path}.text must be a string", param=f"{path}.text")
         _check_fields(part, ("type", "text"), HARMLESS_PART_FIELDS, path)
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": payloads.text(part["text"])}
     media = "audio" if kind == "input_audio" else str(kind).removesuffix("_url")
     if not isinstance(kind, str) or media not in NOUNS:
         raise InvalidRequest(
@@ -91,11 +95,11 @@ def _part(part: Any, path: str, role: str) -> dict[str, Any]:
         raise InvalidRequest(f"{path} is a {noun} in a {role} message; put {noun}s in user messages", param=path)
     _check_fields(part, ("type", kind), HARMLESS_PART_FIELDS, path)
     given, path = part.get(kind), f"{path}.{kind}"
-    url = _input_audio(given, path) if kind == "input_audio" else _url(given, path, media)
+    url = _input_audio(given, path, payloads) if kind == "input_audio" else payloads.url(_url(given, path, media))
     return {"type": f"{media}_url", f"{media}_url": url}
 
 
-def _input_audio(given: Any, path: str) -> str:
+def _input_audio(given: Any, path: str, payloads: Payloads) -> str | DataURL:
     """OpenAI's form of sound in a request, as a data URL."""
     if not isinstance(given, dict):
         raise InvalidRequest(f'{path} must be an object: {{"data": base64, "format": "wav"}}', param=path)
@@ -104,7 +108,8 @@ def _input_audio(given: Any, path: str) -> str:
         raise InvalidRequest(f"{path}.format must be one of {', '.join(AUDIO_FORMATS)}", param=f"{path}.format")
     if not isinstance(given.get("data"), str) or not given["data"]:
         raise InvalidRequest(f"{path}.data is missing: give the base64 of the file", param=f"{path}.data")
-    return f"data:audio/{given['format']};base64,{given['data']}"
+    head, data = f"data:audio/{given['format']};base64,", payloads.url(given["data"])
+    return f"{head}{data}" if isinstance(data, str) else DataURL(head, data.base64)
 
 
 def _url(given: Any, path: str, media: str) -> str:

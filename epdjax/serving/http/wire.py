@@ -69,7 +69,7 @@ def patient(send: Send, stall_timeout_s: float) -> Send:
     return send_within
 
 
-async def read_body(receive: Receive, content_length: str | None, limits: ServingLimits, held: Share) -> bytes:
+async def read_body(receive: Receive, content_length: str | None, limits: ServingLimits, held: Share) -> bytearray:
     """Reads a request body, never holding more than the limit, whether or not its length was announced.
 
     Raises:
@@ -102,7 +102,7 @@ async def read_body(receive: Receive, content_length: str | None, limits: Servin
         raise BodyTooLarge(
             f"the request's body is larger than {limits.max_body_bytes} bytes; send fewer or smaller pictures"
         )
-    return bytes(body)
+    return body
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

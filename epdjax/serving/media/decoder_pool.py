@@ -28,7 +28,7 @@ from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.decoder_process import numbers_of
 from epdjax.serving.media.decoder_wire import Closed, Wire
 from epdjax.serving.media.memory_files import file_of, mapped_array
-from epdjax.serving.media.sources import Kind
+from epdjax.serving.media.sources import DataURL, Kind
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class DecoderPool:
     def load(
         self,
         kind: Kind,
-        source: str | bytes,
+        source: str | DataURL | bytes,
         *,
         deadline: float,
         reserve: Callable[[int], None],
@@ -236,17 +236,17 @@ def _converse(
     wire: Wire,
     turn: _Turn,
     message: dict[str, Any],
-    source: str | bytes,
+    source: str | DataURL | bytes,
     deadline: float,
     reserve: Callable[[int], None],
     sample: Sampler | None,
     kind: Kind,
 ) -> Image.Image | Video | Audio:
     """Hand a file over and answer what the decoder asks, until the media are there."""
-    data = source.encode("ascii", "replace") if isinstance(source, str) else source
-    message |= {"size": len(data), "text": isinstance(source, str)}
-    wire.send(message, file_of(data), deadline=deadline)
-    del data
+    pieces = _pieces(source)
+    message |= {"size": sum(map(len, pieces)), "text": not isinstance(source, bytes)}
+    wire.send(message, file_of(*pieces), deadline=deadline)
+    del pieces
     slow_at = time.monotonic() + SLOW_S
     while True:
         while not turn.is_slow and not wire.has_message(min(slow_at, deadline)):
@@ -272,6 +272,13 @@ def _converse(
             raise PreprocessingFailed(f"the server failed to decode the {kind.noun}; its log has the reason")
         else:
             raise Closed
+
+
+def _pieces(source: str | DataURL | bytes) -> list[bytes | memoryview]:
+    """What a decoder is given of a file, without making one long string of it."""
+    if isinstance(source, DataURL):
+        return [source.head.encode("ascii", "replace"), source.base64]
+    return [source.encode("ascii", "replace") if isinstance(source, str) else source]
 
 
 def _indices(sample: Sampler, answer: dict[str, Any], kind: Kind) -> list[int]:

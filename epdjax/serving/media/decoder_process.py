@@ -27,7 +27,7 @@ from epdjax.serving.media.images import load_image
 from epdjax.serving.media.memory_files import contents, file_of_array
 from epdjax.serving.media.video import load_video
 
-NICENESS = 10  # decoding gives way to serving
+NICENESS = 5  # decoding gives way to serving: where both want a core, it gets a quarter
 ADDRESS_SPACE = 6 << 30  # bytes: twice the pixels of the largest request, and what the libraries map
 
 

@@ -16,7 +16,7 @@ from epdjax.serving.media.decoder_pool import DecoderPool
 from epdjax.serving.media.given import named_path
 from epdjax.serving.media.images import load_image
 from epdjax.serving.media.parts import MediaPart
-from epdjax.serving.media.sources import is_data_url, read
+from epdjax.serving.media.sources import DataURL, is_data_url, read
 from epdjax.serving.media.video import load_video
 
 Media = Image.Image | Video | Audio
@@ -82,8 +82,8 @@ class MediaLoader:
 
     def _decode(self, part: MediaPart, reserve: Callable[[int], None]) -> Media:
         needs, source, limits = self._needs, part.source, self._limits
-        if isinstance(source, (str, bytes, bytearray, memoryview)):
-            data = source if isinstance(source, str) else bytes(source)
+        if isinstance(source, (str, DataURL, bytes, bytearray, memoryview)):
+            data = source if isinstance(source, (str, DataURL)) else bytes(source)
             hooks: dict[str, Any] = {"sample": needs.sample_frames} if part.kind == "video" else {}
             hooks |= {"rate": needs.sampling_rate} if part.kind == "audio" else {}
             return self._pool.load(part.noun, data, deadline=self._deadline, reserve=reserve, **hooks)

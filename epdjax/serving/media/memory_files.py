@@ -24,13 +24,16 @@ def anonymous_file(size: int) -> int:
     return descriptor
 
 
-def file_of(data: bytes | memoryview) -> int:
-    """A descriptor of a memory file that holds `data`, at its beginning."""
-    descriptor = anonymous_file(len(data))
+def file_of(*pieces: bytes | memoryview) -> int:
+    """A descriptor of a memory file that holds pieces of data, one behind the other."""
+    descriptor = anonymous_file(sum(map(len, pieces)))
     try:
         written = 0
-        while written < len(data):
-            written += os.pwrite(descriptor, memoryview(data)[written:], written)
+        for piece in pieces:
+            rest = memoryview(piece)
+            while len(rest):
+                count = os.pwrite(descriptor, rest, written)
+                written, rest = written + count, rest[count:]
     except BaseException:
         os.close(descriptor)
         raise

@@ -37,6 +37,22 @@ class Kind:
         return int(getattr(limits, f"max_{self.mime}_bytes"))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataURL:
+    """A data URL whose base64 lies in the buffer that it came in.
+
+    Attributes:
+        head: up to the comma and with it; empty where only the base64 was given.
+        base64: ASCII.
+    """
+
+    head: str
+    base64: memoryview
+
+    def __str__(self) -> str:
+        return self.head + str(self.base64, "ascii", "replace")
+
+
 Reserve = Callable[[int], None]
 """Told of the bytes that decoded media will take, before they are there; raises where there is no room for them."""
 
@@ -68,8 +84,8 @@ def read(source: object, kind: Kind, limits: ServingLimits, deadline: float | No
     Raises:
         MediaError: says what to change, and never shows addresses or paths of the server.
     """
-    if isinstance(source, str):
-        source = _read_url(source, kind, limits, deadline)
+    if isinstance(source, (str, DataURL)):
+        source = _read_url(str(source), kind, limits, deadline)
     if not isinstance(source, (bytes, bytearray, memoryview)):
         raise MediaError(f"a {kind.noun} must be a URL, bytes or decoded already, not {type(source).__name__}")
     data = bytes(source)

@@ -57,7 +57,7 @@ def bad_requests() -> Iterator[Bad]:
     yield Bad("no object", b"[1, 2]", "JSON object")
     yield Bad("half JSON", json.dumps(ask("hi")).encode()[:-3], "not valid JSON")
     yield Bad("deep JSON", b"[" * 5_000, "not valid JSON")
-    yield Bad("mere brackets", b"[" * 1_000_000, "more values or text", code="context_length_exceeded")
+    yield Bad("mere brackets", b"[" * 1_000_000, "more text or values", code="context_length_exceeded")
     yield Bad(
         "a long text", ask("x" * 1_000_000), "1000000 characters", code="context_length_exceeded", param="messages"
     )

@@ -5,31 +5,24 @@ from typing import Any
 
 import pytest
 
-from epdjax.serving.errors import InvalidRequest, TooLong
+from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.http.errors import MAX_MESSAGE, request_error_body
-from epdjax.serving.http.protocol import (
-    MOST_OTHER_VALUES,
-    NEUTRAL,
-    VALUES_PER_PART,
-    check_structure,
-    parse_chat_request,
-)
+from epdjax.serving.http.payloads import Payloads
+from epdjax.serving.http.protocol import NEUTRAL, parse_chat_request
 from epdjax.serving.http.validation import validate_messages
-from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.params import SamplingParams, Urgency
 
 USER = {"role": "user", "content": "hi"}
 TEXT = {"type": "text", "text": "a"}
-BOUNDS = TextBounds(characters=1_000_000, parts=1000)
 
 
 def parse(**fields: Any) -> Any:
-    return parse_chat_request(json.dumps({"model": "m", "messages": [USER], **fields}).encode(), BOUNDS)
+    return parse_chat_request(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
 
 
 def refused(body: bytes | None = None, **fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        request = parse_chat_request(body, BOUNDS) if body is not None else parse(**fields)
+        request = parse_chat_request(body) if body is not None else parse(**fields)
         request.sampling_params()
     message = request_error_body(caught.value)["error"]["message"]
     assert len(message) <= MAX_MESSAGE and "\n" not in message
@@ -253,7 +246,7 @@ def test_not_json_or_no_object(body: bytes) -> None:
 
 
 def check(*messages: Any) -> Any:
-    return validate_messages(list(messages))
+    return validate_messages(list(messages), Payloads(b""))
 
 
 def test_messages_in_one_form() -> None:
@@ -281,16 +274,6 @@ def test_what_clients_send_back_of_an_answer_is_taken() -> None:
     cached = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
     assert check({"role": "user", "content": [cached]}) == [{"role": "user", "content": [TEXT]}]
     assert check(USER | {"something": None}) == [USER]
-
-
-def test_a_body_of_mere_brackets_is_refused_before_it_is_parsed() -> None:
-    few = TextBounds(characters=100, parts=10)
-    most = few.characters + VALUES_PER_PART * few.parts + MOST_OTHER_VALUES
-    check_structure(b"," * most, few)
-    for value in (b",", b"[", b"{"):
-        with pytest.raises(TooLong, match="more values or text than its context could hold"):
-            check_structure(value * (most + 1), few)
-    check_structure(b'"data:image/png;base64,' + b"A" * 10_000_000, few)
 
 
 def part(**fields: Any) -> dict[str, Any]:
