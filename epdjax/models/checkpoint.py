@@ -19,14 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from epdjax.models.keymap import Shape, Transform
+from epdjax.models.reading import CONVERTED, FETCH, INDEX, SINGLE, is_pointer, read_json
 from epdjax.models.registry import Family, abstract_part, config_of, dtype_of, family_for, family_of
 
 Placement = Callable[[tuple[str | None, ...], Shape], jax.sharding.Sharding]
 """(logical axes, shape) of a parameter to where it goes."""
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-CONVERTED = "epdjax.json"  # marks a folder written by `epdjax.models.orbax_io.save_converted`
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of tensors that are read, as safetensors writes them
+OTHER_WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors")
+POINTERS = f"Git LFS pointers, not the files that they stand for: {FETCH}"
 SHOWN = 20  # names printed of each kind of trouble; the rest are counted
 
 
@@ -39,13 +40,20 @@ class CheckpointError(ValueError):
 
     def __init__(self, what: str, problems: Mapping[str, Sequence[str]]):
         self.problems = {kind: tuple(names) for kind, names in problems.items() if names}
-        lines = [f"{what}:"]
-        for kind, names in self.problems.items():
-            lines.append(f"{kind} ({len(names)}):")
-            lines += [f"  {name}" for name in names[:SHOWN]]
-            if len(names) > SHOWN:
-                lines.append(f"  ... and {len(names) - SHOWN} more")
-        super().__init__("\n".join(lines))
+        super().__init__(f"{what}: {_listed(self.problems)}")
+
+
+def _listed(problems: Mapping[str, Sequence[str]]) -> str:
+    """One sentence for one trouble, a list for several."""
+    if sum(map(len, problems.values())) == 1:
+        [(kind, [name])] = problems.items()
+        return f"{kind}: {name}"
+    lines = [""]
+    for kind, names in problems.items():
+        lines += [f"{kind} ({len(names)}):", *(f"  {name}" for name in names[:SHOWN])]
+        if len(names) > SHOWN:
+            lines.append(f"  ... and {len(names) - SHOWN} more")
+    return "\n".join(lines)
 
 
 class Tensors:
@@ -58,26 +66,32 @@ class Tensors:
             CheckpointError: neither is there, or some files are absent or unreadable.
         """
         self.folder = Path(folder)
-        problems: dict[str, list[str]] = {"absent files": [], "unreadable files": [], "tensors stored twice": []}
+        kinds = ("absent files", "unreadable files", POINTERS, "tensors stored twice")
+        problems: dict[str, list[str]] = {kind: [] for kind in kinds}
         files, promised = self._files()
         self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
         self._where: dict[str, tuple[Path, str]] = {}
         for path in files:
             if not path.is_file():
                 problems["absent files"].append(path.name)
                 continue
             try:
+                if is_pointer(path):
+                    problems[POINTERS].append(path.name)
+                    continue
                 with safe_open(path, framework="np") as file:
-                    headers = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            except SafetensorError as error:
-                problems["unreadable files"].append(f"{path.name}: {error}")
+                    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                problems["unreadable files"].append(f"{path.name}: {error}; download it again")
                 continue
-            for name, shape in headers.items():
+            for name, header in headers.items():
                 if (key := canonical(name)) in self.shapes:
                     problems["tensors stored twice"].append(name)
-                self.shapes[key], self._where[key] = shape, (path, name)
+                self.shapes[key], self._where[key] = tuple(header.get_shape()), (path, name)
+                self.types[key] = header.get_dtype()
         held = {name for _, name in self._where.values()}
-        if not (problems["absent files"] or problems["unreadable files"]):
+        if not any(problems[kind] for kind in ("absent files", "unreadable files", POINTERS)):
             problems["in the index but in none of its files"] = sorted(promised - held)
         if any(problems.values()):
             raise CheckpointError(f"cannot load {folder}", problems)
@@ -86,12 +100,25 @@ class Tensors:
         if (single := self.folder / SINGLE).is_file():
             return [single], set()
         if not (index := self.folder / INDEX).is_file():
-            raise CheckpointError(f"cannot load {self.folder}", {"absent files": [f"{SINGLE} or {INDEX}"]})
+            raise CheckpointError(f"cannot load {self.folder}", {"absent files": [self._absent()]})
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = read_json(index)["weight_map"]
             return [self.folder / name for name in sorted(set(weight_map.values()))], set(weight_map)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"cannot load {self.folder}", {"unreadable files": [f"{INDEX}: {error!r}"]}) from None
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            why = error if isinstance(error, ValueError) else f"{INDEX} names no file for each tensor: {error!r}"
+            raise CheckpointError(f"cannot load {self.folder}", {"unreadable files": [str(why)]}) from None
+
+    def _absent(self) -> str:
+        """That there are no weights, and what there is in their place."""
+        absent = f"{SINGLE} or {INDEX}"
+        others = sorted(path.name for path in self.folder.glob("*") if path.suffix in OTHER_WEIGHTS)
+        if not others:
+            return absent
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        return (
+            f"{absent}; there are {shown}, which are not read: convert them with transformers, by "
+            "from_pretrained(folder).save_pretrained(new_folder)"
+        )
 
     def read(self, key: str) -> np.ndarray:
         """The data of one tensor."""
@@ -132,6 +159,9 @@ def check(family: Family, config: Any, tensors: Tensors) -> None:
             f"{name}: {list(held[name])}, expected {list(shape)}"
             for name, shape in expected.items()
             if name in held and held[name] != shape
+        ],
+        f"tensors of other types than {', '.join(FLOATS)}, as quantised checkpoints have (use the unquantised one)": [
+            f"{name}: {tensors.types[name]}" for name in expected if name in held and tensors.types[name] not in FLOATS
         ],
     }
     if any(problems.values()):

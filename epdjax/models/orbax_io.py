@@ -15,8 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from epdjax.models.checkpoint import CONVERTED, CheckpointError, Placement
-from epdjax.models.registry import Family, abstract_part, read_json
+from epdjax.models.checkpoint import CheckpointError, Placement
+from epdjax.models.reading import CONVERTED, read_json
+from epdjax.models.registry import Family, abstract_part
 
 FORMAT = 2  # 1 had kernels [in, out]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".index.json")
@@ -44,7 +45,8 @@ def save_converted(folder: str | Path, part_states: Mapping[str, nnx.State], sou
         for part, state in part_states.items():
             arrays = {name: variable.get_value() for name, variable in _flat(state).items()}
             checkpointer.save(folder / part, arrays, force=True)
-    marker = {"format": FORMAT, "parts": sorted(part_states)}
+    head = any(name.startswith("head.") for name in _flat(part_states.get("language_model", nnx.State({}))))
+    marker = {"format": FORMAT, "parts": sorted(part_states), "head": head}
     (folder / CONVERTED).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 

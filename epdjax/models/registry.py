@@ -1,7 +1,6 @@
 """The families of models that can be served: one entry here registers a family."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from epdjax.models.keymap import KeyMap
 from epdjax.models.lmm import LMM
 from epdjax.models.model_config import ModelConfig
 from epdjax.models.processing.base import Processor
+from epdjax.models.reading import read_json
+from epdjax.models.tying import with_tie_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,33 +161,22 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return value
-
-
 def read_hf_config(folder: str | Path) -> dict[str, Any]:
     """``config.json`` of a checkpoint folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be read.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
             f"no config.json in {folder}: expected the folder of a Hugging Face checkpoint on this machine"
         )
-    return read_json(path)
+    config = read_json(path)
+    for name in ("text_config", "vision_config", "audio_config", "llm_config"):
+        if not isinstance(config.get(name) or {}, Mapping):
+            raise ValueError(f"{name} in {path} is not a JSON object")
+    return config
 
 
 def read_preprocessor(folder: str | Path) -> dict[str, Any] | None:
@@ -230,8 +220,16 @@ def config_of(folder: str | Path) -> Any:
     Raises:
         ValueError: as `family_of`, or a field the family cannot honour.
     """
-    hf_config = read_hf_config(folder)
-    return family_for(hf_config).read_config(hf_config, read_preprocessor(folder))
+    hf_config, preprocessor = with_tie_flag(read_hf_config(folder), Path(folder)), read_preprocessor(folder)
+    family = family_for(hf_config)
+    try:
+        return family.read_config(hf_config, preprocessor)
+    except KeyError as error:
+        raise ValueError(f"config.json in {folder} lacks {error}, which {family.model_type} needs") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"config.json or the processor settings in {folder} have a value of a kind that they cannot have: {error}"
+        ) from error
 
 
 def dtype_of(folder: str | Path) -> jnp.dtype:

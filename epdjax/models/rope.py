@@ -57,16 +57,18 @@ class Rope:
         if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
             raise ValueError("partial_rotary_factor is not 1; rotary embeddings of part of a head are not supported")
         sections = tuple(rope.get("mrope_section") or ())
+        plain = cls(theta, sections=sections, interleaved=bool(rope.get("mrope_interleaved")))
         kind = rope.get("rope_type") or rope.get("type") or "default"
         # "dynamic" acts beyond max_position_embeddings alone, which also bounds the context we serve: plain below.
         if kind in ("default", "dynamic", "mrope"):
-            return cls(theta, sections=sections, interleaved=bool(rope.get("mrope_interleaved")))
+            return plain
         if kind == "linear":
-            return cls(theta, float(rope["factor"]))
+            return dataclasses.replace(plain, factor=float(rope["factor"]))
         if kind == "llama3":
             original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
             low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-            return cls(theta, llama3=Llama3Scaling(float(rope["factor"]), low, high, int(original)))
+            scaling = Llama3Scaling(float(rope["factor"]), low, high, int(original))
+            return dataclasses.replace(plain, llama3=scaling)
         raise ValueError(f"text_config rope_type is {kind!r}; supported: default, linear, dynamic, llama3, mrope")
 
     def frequencies(self, head_dim: int) -> np.ndarray:

@@ -165,9 +165,10 @@ def _gemma3(config: Mapping[str, Any]) -> dict[str, Any]:
     if "full_attention" not in ropes and "sliding_attention" not in ropes:
         ropes = {"full_attention": config.get("rope_scaling")}
     wide, near = (ropes.get(name) or {} for name in ("full_attention", "sliding_attention"))
+    length = {"max_position_embeddings": config["max_position_embeddings"]}
     return {
-        "rope": Rope.from_hf({}, {"rope_theta": config["rope_theta"]} | dict(wide)),
-        "local_rope": Rope.from_hf({}, {"rope_theta": config["rope_local_base_freq"]} | dict(near)),
+        "rope": Rope.from_hf(length, {"rope_theta": config["rope_theta"]} | dict(wide)),
+        "local_rope": Rope.from_hf(length, {"rope_theta": config["rope_local_base_freq"]} | dict(near)),
         "hidden_act": config["hidden_activation"],
         "norm_offset": True,
         "sandwich_norms": True,

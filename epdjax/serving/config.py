@@ -21,6 +21,7 @@ class EngineConfig:
     Attributes:
         model: checkpoint folder.
         mesh: mesh spec, or ``auto``.
+        chat_template: file of the chat template to use instead of the checkpoint's own; None: its own.
         served_model_name: what clients call the model; None: the folder's name.
         dtype: of weights and caches; ``auto``: float32 on CPU, else the checkpoint's own.
         max_model_len: longest prompt and answer together, tokens; None: the model's own limit, at most 8192.
@@ -59,6 +60,7 @@ class EngineConfig:
 
     model: str | Path
     mesh: str = "auto"
+    chat_template: str | Path | None = None
     served_model_name: str | None = None
     dtype: str = "auto"
     max_model_len: int | None = None

@@ -12,6 +12,8 @@ from epdjax.mesh.devices import InstanceMesh, on_devices, resolve_mesh
 from epdjax.mesh.places import Place, places_of
 from epdjax.mesh.spec import MeshSpec
 from epdjax.models.processing.base import Processor
+from epdjax.models.processing.templates import FILE as TEMPLATE_FILE
+from epdjax.models.processing.templates import read_template
 from epdjax.models.registry import Family, config_of, dtype_of, family_of
 from epdjax.serving.admission import SchedulerConfig
 from epdjax.serving.buckets import Buckets, default_buckets
@@ -89,8 +91,8 @@ def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
     if config.compile_cache is not None:
         _use_compile_cache(Path(config.compile_cache))
     family, model = family_of(folder), config_of(folder)
-    # Before anything is loaded or compiled: a tokenizer that cannot be read should not cost minutes.
-    processor = family.processor(folder, model)
+    # Before anything is loaded or compiled: what cannot be read should not cost minutes.
+    processor = _processor(config, family, model)
     decoder = TokenDecoder(processor.tokenizer.backend_tokenizer)
     spec, devices = resolve_mesh(config.mesh)
     places = places_of(spec, irp=config.irp)
@@ -113,6 +115,26 @@ def _build(config: EngineConfig, progress: Progress | None) -> Deployment:
         i.make_pools()
     ready = compile_counter().ready()
     return Deployment(spec, devices, workshop, processor, decoder, instances, places, programs, started, ready)
+
+
+def _processor(config: EngineConfig, family: Family, model: Any) -> Processor:
+    """The processor of a checkpoint, tried out."""
+    folder = Path(config.model)
+    processor = family.processor(folder, model)
+    if config.chat_template is not None:
+        try:
+            processor.use_template(read_template(config.chat_template))
+        except ValueError as error:
+            raise ValueError(f"chat_template {str(config.chat_template)!r}: {error}") from None
+    elif processor.chat_template is None:
+        log.warning(
+            "%s has no chat template: messages are refused, prompts are not; put its template into a file %s there, or "
+            "name a file (chat_template)",
+            folder,
+            TEMPLATE_FILE,
+        )
+    processor.try_out()
+    return processor
 
 
 def check_tensor_widths(places: list[InstanceMesh], model: Any) -> None:

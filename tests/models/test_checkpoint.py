@@ -230,7 +230,7 @@ def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
     index = json.loads((folder / checkpoint.INDEX).read_text())
     index["weight_map"]["language_model.extra.weight"] = index["weight_map"][EMBEDDING]
     (folder / checkpoint.INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"in none of its files \(1\):\n  language_model\.extra\.weight"):
+    with pytest.raises(CheckpointError, match=r"in none of its files: language_model\.extra\.weight"):
         load_model(folder)
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 
 from epdjax.models.media import Audio, MediaContext, MediaItem, Prompt, Video
-from epdjax.models.processing.files import chat_template, eos_token_ids, load_tokenizer
+from epdjax.models.processing.files import eos_token_ids, load_tokenizer
+from epdjax.models.processing.templates import chat_template
 
 Message = Mapping[str, Any]
 MEDIA_TYPES: dict[str, tuple[type, str]] = {
@@ -55,8 +57,7 @@ class Processor:
         self.folder, self.config = Path(folder), config
         self.tokenizer = load_tokenizer(self.folder)
         self.eos_token_ids = eos_token_ids(self.folder, self.tokenizer)
-        self.chat_template = chat_template(self.folder, self.tokenizer) or self.fallback_template
-        self._list_content, self._string_content = self._probe_template()
+        self.use_template(chat_template(self.folder, self.tokenizer) or self.fallback_template)
 
     # ---- what a family does ---------------------------------------------------------------------------------------
 
@@ -92,6 +93,31 @@ class Processor:
 
     def _unsupported(self, kind: str) -> str:
         return f"this model takes no {kind} input; it takes {', '.join(['text', *self.placeholders])}"
+
+    def try_out(self) -> None:
+        """Prepare a small item of each kind of media and a prompt with it, so that settings which cannot work are found
+        before the first request.
+
+        Raises:
+            ValueError: one cannot be prepared, and why.
+        """
+        for kind, mark in self.placeholders.items():
+            try:
+                if kind == "image":
+                    item = self.prepare_image(Image.new("RGB", (64, 48), (120, 60, 30)))
+                elif kind == "video":
+                    frames = self.sample_frames(16, 4.0)
+                    pixels = np.full((len(frames), 48, 64, 3), 90, np.uint8)
+                    item = self.prepare_video(Video(pixels, frames / 4.0, 4.0, source_frames=16))
+                else:
+                    samples = 0.1 * np.sin(np.arange(self.sampling_rate) / 20, dtype=np.float32)
+                    item = self.prepare_audio(Audio(samples, self.sampling_rate))
+                self.encode(mark, [item])
+            except Exception as error:  # of a library that was given the settings, it may be of any kind
+                raise ValueError(
+                    f"the processor settings in {self.folder} cannot prepare a small {kind}: "
+                    f"{' '.join(str(error).split()) or type(error).__name__}"
+                ) from error
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -198,20 +224,29 @@ class Processor:
         except Exception as error:  # templates raise whatever they like about the messages they are given
             raise ValueError(f"the chat template refused the messages: {error}") from error
 
-    def _probe_template(self) -> tuple[bool, bool]:
-        """Whether the template renders list content and string content: some loop over parts, others print a string."""
-        if self.chat_template is None:
-            return False, False
+    def use_template(self, template: str | None) -> None:
+        """Render messages with another chat template, Jinja source; None: with none, and so refuse them.
+
+        Raises:
+            ValueError: it is not valid Jinja.
+        """
+        self.chat_template = template
+        # Some templates loop over parts, others print a string.
         word = "probe7Q"
+        self._list_content = self._renders([{"type": "text", "text": word}], word)
+        self._string_content = self._renders(word, word)
 
-        def renders(content: Any) -> bool:
-            try:
-                text = self._apply_template([{"role": "user", "content": content}], False)
-            except ValueError:
-                return False
-            return word in text and "'type'" not in text  # a printed Python list is no rendering
-
-        return renders([{"type": "text", "text": word}]), renders(word)
+    def _renders(self, content: Any, word: str) -> bool:
+        if self.chat_template is None:
+            return False
+        try:
+            text = self._apply_template([{"role": "user", "content": content}], False)
+        except ValueError as error:
+            if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+                where = f"line {error.__cause__.lineno}: {error.__cause__.message}"
+                raise ValueError(f"the chat template is not valid Jinja: {where}") from error
+            return False
+        return word in text and "'type'" not in text  # a printed Python list is no rendering
 
     # ---- tokens ---------------------------------------------------------------------------------------------------
 

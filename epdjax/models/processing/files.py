@@ -1,6 +1,5 @@
-"""What a checkpoint folder says about text: tokenizer, end-of-sequence tokens, chat template."""
+"""What a checkpoint folder says about text: its tokenizer and end-of-sequence tokens."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,18 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from epdjax.models.processing.sentencepiece import internlm2_tokenizer
+from epdjax.models.reading import FETCH, is_pointer, read_json
+
+# What a tokenizer is read from; where the first is there, the others may be missing.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -26,7 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
             tokenizer = internlm2_tokenizer(folder)
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a file that cannot be parsed is a bare Exception of the tokenizers library
         raise ValueError(_no_tokenizer(folder, error)) from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer in {folder} has no tokenizer.json, which streaming needs")
@@ -39,16 +50,19 @@ def load_tokenizer(folder: Path) -> Any:
 def _is_foreign(folder: Path) -> bool:
     """Whether transformers does not have the model, and would say so at length."""
     path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") not in CONFIG_MAPPING
+    return path.is_file() and read_json(path).get("model_type") not in CONFIG_MAPPING
 
 
 def _tokenizer_class(folder: Path) -> str | None:
     path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
+    return read_json(path).get("tokenizer_class") if path.is_file() else None
 
 
 def _no_tokenizer(folder: Path, error: Exception) -> str:
-    trouble = f"cannot load a tokenizer from {folder}: {error}"
+    pointers = [path.name for path in map(folder.joinpath, TOKENIZER_FILES) if path.is_file() and is_pointer(path)]
+    if pointers:
+        return f"cannot load a tokenizer from {folder}: {', '.join(pointers)} stand as Git LFS pointers there; {FETCH}"
+    trouble = f"cannot load a tokenizer from {folder}: {' '.join(str(error).split())}"
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         trouble += "; it has a tokenizer.model and no tokenizer.json: convert it to one, which is always read"
     return trouble
@@ -77,18 +91,7 @@ def eos_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = read_json(path)
             for section in (settings, settings.get("text_config") or {}):
                 ids.update(_id_list(section.get("eos_token_id")))
     return frozenset(ids)
-
-
-def chat_template(folder: Path, tokenizer: Any) -> str | None:
-    """The processor's template where there is one, else the tokenizer's."""
-    jinja, legacy = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    if legacy.is_file():
-        return json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template

@@ -5,7 +5,6 @@ installed, and because it always computes a whole window.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from epdjax.models.media import LOUDEST, Audio
+from epdjax.models.reading import read_json
 
 HIGHEST_HZ = 8000.0
 RANGE = 8.0  # what is this many powers of ten below the loudest value is raised to that
@@ -109,10 +109,10 @@ class LogMel:
 def feature_settings(folder: Path) -> Mapping[str, Any]:
     """Settings of the feature extractor, from where transformers 5 or 4 writes them; empty if neither is there."""
     nested = folder / "processor_config.json"
-    if nested.is_file() and "feature_extractor" in (settings := json.loads(nested.read_text(encoding="utf-8"))):
+    if nested.is_file() and "feature_extractor" in (settings := read_json(nested)):
         return settings["feature_extractor"]
     path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def padded(samples: np.ndarray, length: int) -> np.ndarray:

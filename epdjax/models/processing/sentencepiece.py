@@ -6,7 +6,6 @@ is read here as the protocol buffer it is (``sentencepiece_model.proto``).
 """
 
 import dataclasses
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+
+from epdjax.models.reading import read_json
 
 SPACE = "▁"
 NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6  # types of pieces
@@ -107,7 +108,7 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: see `SentencePieceModel.read`; or added tokens whose ids do not follow the model's.
     """
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "tokenizer_config.json")
     model = SentencePieceModel.read(folder / "tokenizer.model")
     added = {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
     tokenizer = _tokenizer(model, added)

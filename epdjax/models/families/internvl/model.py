@@ -65,7 +65,7 @@ class InternVLConfig(TileConfig):
         if strategy != "default":
             raise ValueError(f"vision_feature_select_strategy is {strategy!r}; supported: default")
         text = config["text_config"]
-        tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        tied = config.get("tie_word_embeddings")
         vision = VisionConfig.from_hf(config.get("vision_config", {}))
         ratio = config.get("downsample_ratio", 0.5)
         if vision.grid % round(1 / ratio):
@@ -73,7 +73,7 @@ class InternVLConfig(TileConfig):
         preprocessor = preprocessor or {}
         return cls(
             vision=vision,
-            text=TextConfig.from_hf(text, tie_embeddings=tied),
+            text=TextConfig.from_hf(text, tie_embeddings=True if tied is None else tied),
             downsample_ratio=ratio,
             projector_act=config.get("projector_hidden_act", "gelu"),
             feature_layer=feature_layer,

@@ -53,8 +53,7 @@ class InternVLChatProcessor(TileProcessor):
         self.tiled, self.thumbnail = config.tiling.most > 1, config.tiling.thumbnail
         self.placeholders = {"image": "<image>", "video": "<video>"}
         if config.conversation is not None:
-            self.chat_template = template(config.conversation)
-            self._list_content, self._string_content = self._probe_template()
+            self.use_template(template(config.conversation))
             for token in (START, STOP):
                 special_token(self.tokenizer, "", token)
             self.eos_token_ids |= {int(self.tokenizer.convert_tokens_to_ids(STOP))}

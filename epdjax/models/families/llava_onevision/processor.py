@@ -5,7 +5,6 @@ transformers 5.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Mix, Prompt, Video
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.pictures import checked, load_image_processor, media_token, refuse_enlarged
+from epdjax.models.reading import read_json
 
 FRAMES = 32  # of a video, where the checkpoint does not say: what the model was trained with at most
 
@@ -114,7 +114,7 @@ def _num_frames(folder: Path) -> int:
     """Frames to take of a video, from where transformers 5 or 4 writes the video processor's settings."""
     for name in ("processor_config.json", "video_preprocessor_config.json"):
         if (path := folder / name).is_file():
-            settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            settings: dict[str, Any] = read_json(path)
             settings = settings.get("video_processor", {}) if name == "processor_config.json" else settings
             if settings.get("num_frames"):
                 return int(settings["num_frames"])

@@ -50,8 +50,7 @@ class Qwen2AudioProcessor(Processor):
         """
         super().__init__(folder, config)
         if "audio" not in (self.chat_template or ""):  # the tokenizer's, for text alone: transformers does not use it
-            self.chat_template = TEMPLATE
-            self._list_content, self._string_content = self._probe_template()
+            self.use_template(TEMPLATE)
         self.mel = LogMel.from_folder(self.folder, config.audio.mel_bins)
         seconds = feature_settings(self.folder).get("chunk_length", 30)
         if (frames := seconds * self.mel.rate // self.mel.hop) != config.audio.window:

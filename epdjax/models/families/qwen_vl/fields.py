@@ -29,7 +29,9 @@ def read_text(config: Mapping[str, Any]) -> TextConfig:
     family = config["model_type"]
     kind, defaults = _TEXT[family]
     fields = config.get("text_config") or config
-    tied = bool(config.get("tie_word_embeddings") or fields.get("tie_word_embeddings"))
+    tied = config.get("tie_word_embeddings")
+    if tied is None or (not tied and family != "qwen3_vl"):  # saved by transformers 4: in text_config
+        tied = bool(fields.get("tie_word_embeddings"))
     text = TextConfig.from_hf(defaults | dict(fields) | {"model_type": kind}, tie_embeddings=tied)
     sections = text.rope.sections or _SECTIONS[family]
     if len(sections) != 3 or sum(sections) != text.head_dim // 2:

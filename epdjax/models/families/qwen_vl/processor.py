@@ -5,7 +5,6 @@ Frames of videos are resized by PIL, where HF uses torchvision; their sizes and 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from epdjax.models.families.qwen_vl.patches import encode_unit, resized
 from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
 from epdjax.models.processing.base import Processor
+from epdjax.models.reading import read_json
 
+PIXEL_LIMITS = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # two names for each
 Grid = tuple[int, int, int]  # MM tokens: frame groups, rows, columns
 
 
@@ -193,7 +194,7 @@ def _video_settings(folder: Path, config: QwenVLConfig) -> dict[str, Any]:
         ("processor_config.json", "image_processor"),
     ):
         path = folder / name
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = read_json(path) if path.is_file() else {}
         settings = settings.get(section, {}) if section else settings
         if settings:
             break
@@ -218,5 +219,13 @@ def _check_settings(settings: Mapping[str, Any], config: QwenVLConfig, kind: str
         said = list(said) if isinstance(said, tuple) else said
         if said is not None and said != value:
             raise ValueError(f"the {kind} processor's {name} is {said}; this model needs {value}")
+    size = settings.get("size") or {}
+    limits = [settings.get(name) or size.get(edge) for name, edge in PIXEL_LIMITS]
+    if size and None in limits:
+        given = {name: value for name, value in size.items() if value is not None}
+        raise ValueError(
+            f"the {kind} processor's size is {given}; it must have shortest_edge and longest_edge, the fewest and the "
+            "most pixels of a picture"
+        )
     if abs((settings.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-6:
         raise ValueError(f"the {kind} processor's rescale_factor is not 1/255")

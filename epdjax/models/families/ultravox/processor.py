@@ -44,6 +44,10 @@ class UltravoxProcessor(Processor):
             raise ValueError(f"the tokenizer's eos_token is {end!r}, which is none of its added tokens")
         self.mm_token, self.mm_token_id = end, int(self.tokenizer.eos_token_id)
         self.placeholders = {"audio": PLACEHOLDER}
+
+    def use_template(self, template: str | None) -> None:
+        """See `Processor`."""
+        super().use_template(template)
         self._list_content &= not self._string_content  # templates that loop over parts know no clips
 
     # ---- clips ----------------------------------------------------------------------------------------------------
