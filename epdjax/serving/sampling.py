@@ -97,7 +97,11 @@ def _noise(seed: jax.Array, position: jax.Array, size: int) -> jax.Array:
 
 
 def _limit(logits_bv: jax.Array, top_k_b: jax.Array, top_p_b: jax.Array) -> jax.Array:
-    """Mask what top-k leaves out, then what top-p leaves out of the rest."""
+    """Mask what top-k leaves out, then what top-p leaves out of the rest.
+
+    Both keep the first tokens in order of their logits; of equal ones, which come in the order of their ids, only as
+    many as belong to the first. So top-k keeps k, never more, and top-p the fewest that have that much probability.
+    """
     vocab = logits_bv.shape[-1]
     sorted_bv = jnp.sort(logits_bv, axis=-1, descending=True)
     rank_v = jnp.arange(vocab)
@@ -106,8 +110,19 @@ def _limit(logits_bv: jax.Array, top_k_b: jax.Array, top_p_b: jax.Array) -> jax.
     probability_bv = jax.nn.softmax(sorted_bv, axis=-1)
     before_bv = jnp.cumsum(probability_bv, axis=-1) - probability_bv
     keep_bv = (before_bv < top_p_b[:, None]) & (rank_v < k_b[:, None])
-    threshold_b = jnp.min(jnp.where(keep_bv, sorted_bv, jnp.inf), axis=-1)
-    return jnp.where(logits_bv >= threshold_b[:, None], logits_bv, MASKED)
+    least_b1 = jnp.min(jnp.where(keep_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
+    at_least_bv = logits_bv >= least_b1
+    kept_b1 = jnp.max(jnp.where(keep_bv, rank_v + 1, 0), axis=-1, keepdims=True)
+    tied_out = jnp.sum(at_least_bv, axis=-1, keepdims=True) > kept_b1
+
+    def without_ties() -> jax.Array:
+        is_least_bv = logits_bv == least_b1
+        room_b1 = kept_b1 - jnp.sum(logits_bv > least_b1, axis=-1, keepdims=True)
+        return at_least_bv & ~(is_least_bv & (jnp.cumsum(is_least_bv, axis=-1) > room_b1))
+
+    # Rarely any are equal just there, and to count through the vocabulary takes as long as all the rest but sorting.
+    keep_bv = jax.lax.cond(jnp.any(tied_out), without_ties, lambda: at_least_bv)
+    return jnp.where(keep_bv, logits_bv, MASKED)
 
 
 def _logprobs(logits_bv: jax.Array, tokens_b: jax.Array) -> Logprobs:

@@ -131,12 +131,13 @@ def test_tensors_of_a_quantised_checkpoint(
 
 def test_what_config_lacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((folder / "config.json").read_text())
-    del config["text_config"]["num_attention_heads"]
+    heads = config["text_config"].pop("num_attention_heads")
     (folder / "config.json").write_text(json.dumps(config))
     assert f"config.json in {folder} lacks 'num_attention_heads', which internvl needs" in said(folder, capsys)
     change(folder / "config.json", text_config=[1])
     assert "text_config in " in (text := said(folder, capsys)) and "is not a JSON object" in text
-    change(folder / "config.json", text_config=config["text_config"] | {"num_attention_heads": [4]})
+    config["text_config"]["num_attention_heads"] = heads
+    change(folder / "config.json", text_config=config["text_config"], downsample_ratio="half")
     assert "have a value of a kind that they cannot have" in said(folder, capsys)
 
 

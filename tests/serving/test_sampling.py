@@ -67,6 +67,67 @@ def test_what_is_left_out_is_never_drawn(logits: np.ndarray) -> None:
     assert set(draws(logits, count, min_p=1.0)) == {ranked[0]}
 
 
+def kept(values: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
+    """The tokens that may be drawn, one by one in order of their logits, equal ones in that of their ids."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    weights = np.exp(values.astype(np.float64) - values.max())
+    order = [i for i in order if weights[i] >= min_p][: top_k if top_k > 0 else None]
+    left, chosen = top_p * sum(weights[i] for i in order), set()
+    for i in order:
+        if left <= 0:
+            break
+        chosen.add(i)
+        left -= weights[i]
+    return chosen
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"top_k": 1},
+        {"top_k": 2},
+        {"top_k": 4},
+        {"top_k": 7},
+        {"top_p": 1e-6},
+        {"top_p": 0.3},
+        {"top_p": 0.55},
+        {"top_k": 5, "top_p": 0.5},
+        {"min_p": 0.5},
+        {"min_p": 0.5, "top_k": 3},
+        {"min_p": 1.0, "top_p": 0.5},
+    ],
+    ids=str,
+)
+def test_of_equal_tokens_the_first_ones_are_kept(limits: dict[str, Any]) -> None:
+    """Exactly k, and of a nucleus the fewest; what min-p keeps depends on the likelihood alone."""
+    values = np.array([0.0, 1.0, 2.0, 1.0, 2.0, 2.0, 0.0, 1.0, 2.0, -1.0], np.float32)
+    expected = kept(values, **({"top_k": 0, "top_p": 1.0, "min_p": 0.0} | limits))
+    assert set(draws(values[None], 400, **limits)) == expected
+    if "top_p" not in limits and "min_p" not in limits:
+        assert len(expected) == limits["top_k"]
+
+
+def test_top_k_of_one_is_the_greedy_token_however_many_are_as_likely() -> None:
+    ties = np.zeros((1, VOCAB), np.float32)
+    assert set(draws(ties, 400, top_k=1)) == {0} == set(draws(ties, 400, temperature=0.0))
+    assert set(draws(ties, 400, top_k=3)) == {0, 1, 2}
+    ties[0, [30, 40]] = 1.0
+    assert set(draws(ties, 400, top_k=1, temperature=5.0)) == {30}
+    assert set(draws(ties, 400, top_k=3, temperature=5.0)) == {0, 30, 40}
+
+
+@settings(max_examples=30)
+@given(
+    values=st.lists(st.sampled_from([-3.0, 0.0, 1.0, 2.0]), min_size=VOCAB, max_size=VOCAB),
+    top_k=st.integers(0, 12),
+    top_p=st.sampled_from([1.0, 0.9, 0.35]),
+)
+def test_nothing_but_what_is_kept_is_drawn(values: list[float], top_k: int, top_p: float) -> None:
+    of_row = np.array(values, np.float32)
+    near = kept(of_row, top_k, top_p + 1e-5, 0.0)  # float32 sums may end one token later
+    assert set(draws(of_row[None], 64, top_k=top_k, top_p=top_p)) <= near
+
+
 tokens = st.integers(0, VOCAB - 1)
 bounded = st.floats(-2, 2, allow_subnormal=False)
 params = st.builds(
