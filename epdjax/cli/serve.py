@@ -121,7 +121,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--decode-timeout", type=float, default=limits.decode_timeout_s, metavar="S", help="to decode a request's media"
     )
-    add("--max-decoded-bytes", type=int, default=limits.max_decoded_bytes, metavar="N", help="pixels held; then 429")
+    add(
+        "--max-decoded-bytes",
+        type=int,
+        default=limits.max_decoded_bytes,
+        metavar="N",
+        help="memory for decoding; then 429",
+    )
     add("--allow-remote-media", action="store_true", help="fetch http(s) URLs (never from private addresses)")
     add("--allowed-media-host", action="append", default=[], metavar="HOST", help="only these hosts; may be repeated")
     add(

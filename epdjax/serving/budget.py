@@ -29,9 +29,9 @@ class ByteBudget:
         finally:
             share.release()
 
-    def _take(self, size: int) -> None:
+    def _take(self, share: "Share", size: int) -> None:
         with self._lock:
-            if self.used + size > self._most:
+            if self.used > share.size and self.used + size > self._most:
                 raise Overloaded(f"the server holds as many {self._what} as it can; try again soon", retry_after_s=1.0)
             self.used += size
 
@@ -51,9 +51,9 @@ class Share:
         """Takes more.
 
         Raises:
-            Overloaded: there is no more.
+            Overloaded: there is no more. Who is alone gets what they ask for: it was bounded when it was let in.
         """
-        self._budget._take(size)
+        self._budget._take(self, size)
         self.size += size
 
     def release(self) -> None:

@@ -34,8 +34,8 @@ class ServingLimits:
         max_prompt_parts: most messages and parts of one request together; None: as many as the context has tokens.
         media_timeout_s: seconds that all downloads of one request may take together.
         decode_timeout_s: seconds that decoding all media of one request may take together.
-        max_decoded_bytes: most bytes of decoded pixels and samples that all requests hold at a time, until they are cut
-            into encode units; beyond it requests get 429.
+        max_decoded_bytes: most bytes of memory that decoding media and cutting them into encode units takes at a time,
+            over all requests; beyond it requests get 429.
         max_redirects: redirects followed in one download; each target is checked like the first address.
         max_waiting_media: requests whose media may wait to be fetched, or to be decoded; beyond it they get 429.
         max_active_requests: requests the HTTP server works on at a time; beyond it they get 429.
@@ -70,7 +70,7 @@ class ServingLimits:
     max_prompt_parts: int | None = None
     media_timeout_s: float = 20.0
     decode_timeout_s: float = 20.0
-    max_decoded_bytes: int = 1024 * MIB
+    max_decoded_bytes: int = 2048 * MIB
     max_redirects: int = 3
     max_waiting_media: int = 256
     max_active_requests: int = 1024

@@ -13,7 +13,7 @@ from PIL import Image
 from epdjax.models.registry import config_of, family_of
 from epdjax.serving.errors import MediaError, Overloaded, ServiceUnavailable, TooLong
 from epdjax.serving.limits import ServingLimits
-from epdjax.serving.preparing import Prepared, Preparer
+from epdjax.serving.preparing import COPIES, Prepared, Preparer
 from tests.serving.deployments import eventually
 from tests.serving.http.pictures import data_url, encoded, picture
 
@@ -75,7 +75,7 @@ def test_texts_are_bounded_before_they_are_tokenised(
 
 
 def test_decoded_media_are_bounded_in_total(checkpoint: Path) -> None:
-    made = preparer(checkpoint, max_decoded_bytes=32 * 24 * 3)
+    made = preparer(checkpoint, max_decoded_bytes=32 * 24 * 3 * COPIES)
     with made._decoded.share() as other:
         other.add(1)
         with pytest.raises(Overloaded, match="holds as many pictures"):

@@ -84,7 +84,7 @@ def large_pictures(port: int) -> Attack:
 
 def broken_pictures(port: int) -> Attack:
     """Two hundred pictures that end in the middle."""
-    return _posting(port, *(chat_body([picture_part(png(200, 200, i)[:-20])]) for i in range(200)))
+    return _posting(port, *(chat_body([picture_part(png(200, 200, i)[:100])]) for i in range(200)))
 
 
 def silent_connections(port: int) -> Attack:
