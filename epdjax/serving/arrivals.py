@@ -5,6 +5,7 @@ late write can reach a block that belongs to somebody else. Then it is published
 find it for as long as there is room.
 """
 
+import collections
 import dataclasses
 from collections.abc import Hashable
 
@@ -18,11 +19,15 @@ class Arrival:
 
     Attributes:
         blocks: where it will be.
-        waiting: (request, unit index) of those that want it.
+        waiting: (request, unit index) of those that want it, in the order in which they came.
+        begun: it is being encoded, or was; else its unit is in a queue.
     """
 
     blocks: tuple[int, ...]
-    waiting: list[tuple[Request, int]]
+    waiting: "collections.OrderedDict[tuple[Request, int], None]" = dataclasses.field(
+        default_factory=collections.OrderedDict
+    )
+    begun: bool = False
 
 
 class Arrivals:
@@ -31,6 +36,7 @@ class Arrivals:
     def __init__(self, pool: BlockPool):
         self._pool = pool
         self._by_key: dict[Hashable, Arrival] = {}
+        self.holds = 0  # on blocks, besides those of the requests that wait
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -39,18 +45,23 @@ class Arrivals:
         return key in self._by_key
 
     def held(self) -> list[int]:
-        """Blocks that arrivals hold themselves, besides the requests that wait for them."""
+        """The blocks that arrivals hold themselves."""
         return [block for arrival in self._by_key.values() for block in arrival.blocks]
+
+    def queued(self) -> list[Hashable]:
+        """What is in a queue to be encoded."""
+        return [key for key, arrival in self._by_key.items() if not arrival.begun]
 
     def expect(self, key: Hashable, blocks: tuple[int, ...]) -> None:
         """`blocks`, held by the caller, will hold `key`."""
         self._pool.hold(blocks)
-        self._by_key[key] = Arrival(blocks, [])
+        self.holds += len(blocks)
+        self._by_key[key] = Arrival(blocks)
 
     def wait(self, key: Hashable, request: Request, index: int) -> tuple[int, ...]:
         """`request` wants `key` for its unit `index`; returns where it will be (the caller holds it on its own)."""
         arrival = self._by_key[key]
-        arrival.waiting.append((request, index))
+        arrival.waiting[request, index] = None
         return arrival.blocks
 
     def get(self, key: Hashable) -> Arrival | None:
@@ -60,23 +71,29 @@ class Arrivals:
         """The MM tokens are there; returns who waited for them."""
         arrival = self._by_key.pop(key)
         self._pool.publish(key, arrival.blocks)
-        self._pool.give_back(arrival.blocks)
-        return arrival.waiting
+        self._give_back(arrival)
+        return list(arrival.waiting)
 
     def failed(self, key: Hashable) -> list[tuple[Request, int]]:
         """They will not come; returns who waited for them."""
         arrival = self._by_key.pop(key, None)
         if arrival is None:
             return []
-        self._pool.give_back(arrival.blocks)
-        return arrival.waiting
+        self._give_back(arrival)
+        return list(arrival.waiting)
 
     def leave(self, request: Request) -> None:
-        """`request` does not wait any longer."""
-        for arrival in self._by_key.values():
-            arrival.waiting = [(who, index) for who, index in arrival.waiting if who is not request]
+        """`request` does not wait any longer for what it misses."""
+        for index in request.missing:
+            arrival = self._by_key.get(request.spec.unit_key(index))
+            if arrival is not None:
+                arrival.waiting.pop((request, index), None)
 
     def unwanted(self, key: Hashable) -> bool:
         """Whether nobody waits for what is on its way under `key`."""
         arrival = self._by_key.get(key)
         return arrival is None or not arrival.waiting
+
+    def _give_back(self, arrival: Arrival) -> None:
+        self._pool.give_back(arrival.blocks)
+        self.holds -= len(arrival.blocks)

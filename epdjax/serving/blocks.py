@@ -27,6 +27,8 @@ class BlockPool:
         self._key_of: dict[int, Hashable] = {}  # first block of what is published -> its key
         self._kept: collections.OrderedDict[Hashable, None] = collections.OrderedDict()  # published, held by nobody
         self._kept_blocks = 0
+        self.users = 0
+        """Holds on blocks; a block that two share counts twice."""
 
     @property
     def available(self) -> int:
@@ -37,11 +39,6 @@ class BlockPool:
     def held(self) -> int:
         """Blocks that somebody holds."""
         return len(self._users)
-
-    @property
-    def users(self) -> int:
-        """Holds on blocks; a block that two share counts twice."""
-        return sum(self._users.values())
 
     @property
     def kept(self) -> int:
@@ -57,6 +54,7 @@ class BlockPool:
             self._forget(key)
         blocks = tuple(self._free.pop() for _ in range(count))
         self._users.update(dict.fromkeys(blocks, 1))
+        self.users += count
         return blocks
 
     def hold(self, blocks: tuple[int, ...]) -> None:
@@ -69,6 +67,7 @@ class BlockPool:
             if block not in self._users:
                 raise ValueError(f"block {block} is not held")
             self._users[block] += 1
+            self.users += 1
 
     def give_back(self, blocks: tuple[int, ...]) -> None:
         """End a hold on blocks; the last one frees them, or keeps those that are published.
@@ -80,6 +79,7 @@ class BlockPool:
             if block not in self._users:
                 raise ValueError(f"block {block} is not held")
             self._users[block] -= 1
+            self.users -= 1
         idle = [block for block in dict.fromkeys(blocks) if self._users[block] == 0]
         for block in idle:
             del self._users[block]
@@ -113,6 +113,7 @@ class BlockPool:
             self._kept_blocks -= len(blocks)
         for block in blocks:
             self._users[block] = self._users.get(block, 0) + 1
+        self.users += len(blocks)
         return blocks
 
     def forget(self) -> None:

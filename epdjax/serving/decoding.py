@@ -4,7 +4,7 @@ A sequence takes KV blocks as it grows. Where there are none left, the one that 
 taken out, and goes on later with the same tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from epdjax.serving.ledger import Ledger
 from epdjax.serving.request import Request, State
@@ -17,19 +17,11 @@ class DecodeStage:
 
     Args:
         work_ids: numbers for new work.
-        requests: all live requests.
-        leaving: those that are over, and hold blocks until running work has ended.
         pause: take a request out of its instance.
     """
 
-    def __init__(
-        self,
-        work_ids: Iterator[int],
-        requests: Mapping[str, Request],
-        leaving: Mapping[str, Request],
-        pause: Callable[[Request], None],
-    ):
-        self._work_ids, self._requests, self._leaving, self._pause = work_ids, requests, leaving, pause
+    def __init__(self, work_ids: Iterator[int], pause: Callable[[Request], None]):
+        self._work_ids, self._pause = work_ids, pause
 
     def next_step(self, ledger: Ledger) -> Decode | None:
         """One step for every running sequence that has room for its next token; None where there is none."""
@@ -39,7 +31,7 @@ class DecodeStage:
         if not rows:
             return None
         for row in rows:
-            self._requests[row.request_id].scheduled += 1
+            ledger.running[row.request_id].scheduled += 1
         return Decode(next(self._work_ids), ledger.name, tuple(rows))
 
     def _rows(self, ledger: Ledger, sequences: list[Request]) -> list[Row]:
@@ -67,19 +59,16 @@ class DecodeStage:
     def _room_is_coming(self, ledger: Ledger, request: Request) -> bool:
         """Whether somebody gives blocks back soon without being asked: who is over, on the way out, or waits for his
         last token. Who is on his way in and goes behind `request` can be asked when he is there."""
-        if any((ledger.name, "kv") in r.holdings for r in self._leaving.values()):
-            return True
         there = {id(r) for r in self._could_go(ledger)}
         return any(
-            other.pausing
+            other.state is State.FINISHED
+            or other.pausing
             or other.all_scheduled
             or other.kv_source == ledger.name
             or (id(other) not in there and other.ranks["D"] > request.ranks["D"])
-            for other in self._requests.values()
-            if (ledger.name, "kv") in other.holdings
+            for other in ledger.kv_holders.values()
         )
 
     def _could_go(self, ledger: Ledger) -> list[Request]:
         """Who could make room: sequences being decoded, and prompts that are prefilled here."""
-        prefilling = [r for r in ledger.prefill_queue if r.state is State.PREFILLING]
-        return [*ledger.running.values(), *prefilling]
+        return [*ledger.running.values(), *ledger.prefill_queue.begun()]

@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from epdjax.serving.admission import Queued
-from epdjax.serving.ledger import Ledger, hand_on
+from epdjax.serving.ledger import Ledger
 from epdjax.serving.request import Request
 from epdjax.serving.staging import Staging
+from epdjax.serving.unit_queue import UnitQueue
 from epdjax.serving.work import Encode, MoveMM, Unit, UnitMove
 
 
@@ -35,7 +36,7 @@ class EncodeStage:
     ):
         self._instances, self._choose, self._work_ids, self._queued = instances, choose, work_ids, queued
         self._requests = requests
-        self.homeless: list[Unit] = []  # while no instance encodes
+        self.homeless = UnitQueue(ranked=False)  # while no instance encodes
         self.staging = Staging()
         self.ready: collections.deque[MoveMM] = collections.deque()  # moves that follow from finished encodes
         self.units_encoded = 0
@@ -61,25 +62,26 @@ class EncodeStage:
             prefiller = self._instances[unit.target]
             encoders = [prefiller] if prefiller.takes("E") else alone
             if encoders:
-                self._choose(self._requests[unit.request_id], encoders).queue_unit(unit)
+                self._choose(self._requests[unit.request_id], encoders).encode_queue.add(unit)
             else:
-                self.homeless.append(unit)
+                self.homeless.add(unit)
 
     def find_homes(self) -> None:
         """Deal out again what was put aside."""
-        if self.homeless:
-            units, self.homeless = self.homeless, []
-            self._deal(units)
+        if self.homeless and any(ledger.takes("E") for ledger in self._instances.values()):
+            self._deal(self.homeless.take_all())
 
     def leave_encoder(self, encoder: Ledger) -> None:
         """An instance encodes no more: what is queued there goes to others."""
-        self._deal(encoder.take_units())
+        self._deal(encoder.encode_queue.take_all())
 
     def is_queued(self, request: Request) -> bool:
         """Whether units that a request waits for are in a queue still, its own or another's of the same content."""
-        target, keys = request.p_name, {request.spec.unit_key(i) for i in request.missing}
-        queues = [self.homeless, *(ledger.encode_queue for ledger in self._instances.values())]
-        return any(unit.target == target and unit.key in keys for queue in queues for unit in queue)
+        if request.p_name is None:
+            return False
+        arrivals = self._instances[request.p_name].arrivals
+        coming = (arrivals.get(request.spec.unit_key(index)) for index in request.missing)
+        return any(arrival is not None and not arrival.begun for arrival in coming)
 
     def lost(self, ledger: Ledger) -> dict[str, Request]:
         """An instance is gone: what was to be moved from it or to it will not come; returns the requests that waited
@@ -105,6 +107,10 @@ class EncodeStage:
             return None
         units = ledger.next_units()
         self._queued.units -= len(units)
+        for unit in units:
+            arrival = self._instances[unit.target].arrivals.get(unit.key)
+            assert arrival is not None, "a unit that nobody waits for leaves its queue"
+            arrival.begun = True
         return Encode(work_id, ledger.name, units)
 
     def encoded(self, work: Encode) -> None:
@@ -159,10 +165,9 @@ class EncodeStage:
     def leave(self, request: Request, prefiller: Ledger) -> None:
         """A request does not wait any longer: its queued units go to others that want the same content, or away."""
         prefiller.arrivals.leave(request)
-        self.homeless, dropped = hand_on(self.homeless, request.request_id, self._heir)
+        dropped = self.homeless.hand_on(request.request_id, self._heir)
         for encoder in self._instances.values():
-            if encoder.performs("E"):
-                dropped += encoder.hand_on_units(request.request_id, self._heir)
+            dropped += encoder.encode_queue.hand_on(request.request_id, self._heir)
         for unit in dropped:
             self._queued.units -= 1
             prefiller.arrivals.failed(unit.key)
@@ -172,5 +177,5 @@ class EncodeStage:
         arrival = self._instances[unit.target].arrivals.get(unit.key)
         if arrival is None or not arrival.waiting:
             return None
-        request, index = arrival.waiting[0]
+        request, index = next(iter(arrival.waiting))
         return dataclasses.replace(unit, request_id=request.request_id, index=index)

@@ -46,8 +46,7 @@ class Departures:
             if name is not None:
                 ledger = self._instances[name]
                 ledger.running.pop(request.request_id, None)
-                if request in ledger.prefill_queue:
-                    ledger.prefill_queue.remove(request)
+                ledger.prefill_queue.remove(request)
         request.pausing, request.returns = True, returns
         self.let_go([request])
 
@@ -80,10 +79,7 @@ class Departures:
         if request.p_name is not None:
             self._leave_prefill(request, self._instances[request.p_name])
         if request.d_name is not None:
-            ledger = self._instances[request.d_name]
-            ledger.sequences -= 1
-            ledger.running.pop(request.request_id, None)
-        request.p_name = request.d_name = None
+            self._instances[request.d_name].release_sequence(request)
         request.pausing = request.returns = False
         request.state = State.INTERRUPTED
 
@@ -98,11 +94,10 @@ class Departures:
         ledger = self._instances[request.p_name]
         for pool in ("kv", "slot"):
             ledger.give_back(pool, request)
-        ledger.sequences -= 1
-        request.d_name = None
+        ledger.release_sequence(request)
         request.prefilled = request.filled = request.cached = 0
         request.state = State.ENCODING if request.missing else State.PREFILL_QUEUED
-        ledger.prefill_queue.append(request)
+        ledger.prefill_queue.add(request)
 
     def _decode_elsewhere(self, request: Request) -> None:
         """A sequence moves to another instance that has room, or is prefilled again, its answer so far included."""
@@ -130,10 +125,8 @@ class Departures:
         self._entry.enter(request)
 
     def _leave_prefill(self, request: Request, ledger: Ledger) -> None:
-        if request.state in (State.ENCODING, State.PREFILL_QUEUED, State.PREFILLING):
-            ledger.prompt_tokens -= request.context
-        if request in ledger.prefill_queue:
-            ledger.prefill_queue.remove(request)
+        ledger.release_prompt(request)
+        ledger.prefill_queue.remove(request)
         if request.missing:
             self._encoding.leave(request, ledger)
             request.missing.clear()

@@ -1,15 +1,16 @@
 """What the scheduler knows of one instance: its roles and sizes, its pools, its queues and what runs on it."""
 
-import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 from epdjax.serving.arrivals import Arrivals
 from epdjax.serving.blocks import BlockPool, blocks_for
 from epdjax.serving.buckets import Buckets
-from epdjax.serving.request import Request, RequestSpec, State
+from epdjax.serving.prefill_queue import PrefillQueue
+from epdjax.serving.request import Request, RequestSpec
 from epdjax.serving.service_times import ServiceTimes, Stopwatch
+from epdjax.serving.unit_queue import UnitQueue
 from epdjax.serving.work import Encode, Unit, Work
 
 IN_FLIGHT = 2  # works given to a device ahead of time, so that it never waits for Python
@@ -70,9 +71,12 @@ class Ledger:
             "staging": BlockPool(spec.staging if "E" in spec.roles else 0),
         }
         self.arrivals = Arrivals(self.pools["mm"])
-        self.encode_queue: list[Unit] = []  # by rank
-        self._queued = [0] * len(buckets.unit_sizes)  # units in the encode queue, by bucket
-        self.prefill_queue: list[Request] = []
+        self.encode_queue = UnitQueue()
+        self.step_tokens = sorted({rows * tokens for rows, tokens in buckets.prefill})
+        self.prefill_queue = PrefillQueue(self.step_tokens, buckets.max_chunk)
+        self.prompts: dict[str, Request] = {}  # assigned to this instance and not prefilled yet
+        self.decodes: dict[str, Request] = {}  # assigned to this instance for decoding
+        self.kv_holders: dict[str, Request] = {}  # KV blocks here are theirs
         self.running: dict[str, Request] = {}  # sequences being decoded, in the order they came
         self.in_flight: dict[int, Work] = {}
         self.closing = ""  # roles it is giving up: nothing new comes for them
@@ -80,8 +84,7 @@ class Ledger:
         self.last_failed: frozenset[str] = frozenset()  # requests in the last work, if it failed: others come first
         self.probed_since = math.inf  # while it is probed it is given nothing
         self.failed_probes = 0  # in a row
-        self.prompt_tokens = 0  # assigned to this instance and not prefilled yet
-        self.sequences = 0  # assigned to this instance for decoding
+        self.prompt_tokens = 0  # of `prompts`
         self._turn = 0
 
     def performs(self, role: str) -> bool:
@@ -118,6 +121,34 @@ class Ledger:
 
     def took_turn(self, role: str) -> None:
         self._turn = (self.spec.roles.index(role) + 1) % len(self.spec.roles)
+
+    @property
+    def sequences(self) -> int:
+        """Requests that are decoded here, or will be."""
+        return len(self.decodes)
+
+    def assign_prompt(self, request: Request) -> None:
+        """A request is prefilled here."""
+        request.p_name = self.name
+        self.prompts[request.request_id] = request
+        self.prompt_tokens += request.context
+
+    def release_prompt(self, request: Request) -> None:
+        """It is prefilled, or not to be prefilled here after all."""
+        request.p_name = None
+        del self.prompts[request.request_id]
+        self.prompt_tokens -= request.context
+
+    def assign_sequence(self, request: Request) -> None:
+        """A request is decoded here."""
+        request.d_name = self.name
+        self.decodes[request.request_id] = request
+
+    def release_sequence(self, request: Request) -> None:
+        """It is decoded no more, or not here."""
+        request.d_name = None
+        del self.decodes[request.request_id]
+        self.running.pop(request.request_id, None)
 
     def mm_need(self, spec: RequestSpec) -> int:
         """MM blocks for all units of a request, those of equal content counted once."""
@@ -211,6 +242,7 @@ class Ledger:
             pool.give_back(shared)
             return False
         request.holdings[self.name, "kv"] = shared + new
+        self.kv_holders[request.request_id] = request
         self.take("slot", 1, request)
         request.prefilled = request.filled = request.cached = found * self.block_size
         return True
@@ -227,8 +259,8 @@ class Ledger:
         need = self.start_blocks(request) + len(self.running)
         if need > self.pools["kv"].available or not self.pools["slot"].available:
             return False
-        waiting = [r for r in self.prefill_queue if r.state is State.PREFILL_QUEUED]
-        return not waiting or request.ranks["D"] < min(waiting, key=lambda r: r.ranks["P"]).ranks["D"]
+        first = self.prefill_queue.first_waiting()
+        return first is None or request.ranks["D"] < first.ranks["D"]
 
     @property
     def patience_s(self) -> float:
@@ -251,7 +283,8 @@ class Ledger:
             # A sequence counts as one decode step: steps cost little more for each, but each brings the next larger
             # step and the end of the room closer.
             return self.times.decode_s * self.sequences
-        queued = sum(count * self.times.encode_s(bucket) for bucket, count in enumerate(self._queued) if count)
+        queue = self.encode_queue
+        queued = sum(queue.count(bucket) * self.times.encode_s(bucket) for bucket in sorted(queue.buckets))
         running = (work.units for work in self.in_flight.values() if isinstance(work, Encode))
         return queued + sum(len(units) * self.times.encode_s(units[0].bucket) for units in running)
 
@@ -259,71 +292,33 @@ class Ledger:
         """Whether MM tokens are here or on their way."""
         return key in self.arrivals or self.pools["mm"].knows(key)
 
-    def queue_unit(self, unit: Unit) -> None:
-        """Put a unit into the encode queue, behind those of equal rank."""
-        bisect.insort(self.encode_queue, unit, key=lambda queued: queued.rank)
-        self._queued[unit.bucket] += 1
-
     @property
     def full_step_queued(self) -> bool:
         """Whether the units of the next encode step fill it."""
-        bucket = self.encode_queue[0].bucket
-        return self._queued[bucket] >= self.max_units(bucket)
+        bucket = self.encode_queue.first.bucket
+        return self.encode_queue.count(bucket) >= self.max_units(bucket)
 
     def next_units(self) -> tuple[Unit, ...]:
         """Take the units of the next encode step from the queue: the first, and those of its bucket behind it.
 
         Units of a request that has failed before are encoded without others, and if it was just now, after others.
         """
-        first = next((u for u in self.encode_queue if u.request_id not in self.last_failed), self.encode_queue[0])
+        queue, failed = self.encode_queue, self.last_failed
         self.last_failed = frozenset()
-        bucket = first.bucket
-        most = self.max_units(bucket)
-        alike = [u for u in self.encode_queue if u.bucket == bucket and u.suspect == first.suspect]
-        taken = [u for u in alike if not u.suspect or u.request_id == first.request_id][:most]
-        chosen = set(map(id, taken))
-        self.encode_queue = [unit for unit in self.encode_queue if id(unit) not in chosen]
-        self._queued[bucket] -= len(taken)
-        return tuple(taken)
-
-    def hand_on_units(self, request_id: str, heir: Callable[[Unit], Unit | None]) -> list[Unit]:
-        """A request leaves: each of its queued units goes to its heir, in place, or out of the queue where it has none.
-
-        Returns:
-            The units that left the queue.
-        """
-        self.encode_queue, dropped = hand_on(self.encode_queue, request_id, heir)
-        for unit in dropped:
-            self._queued[unit.bucket] -= 1
-        return dropped
-
-    def take_units(self) -> list[Unit]:
-        """Empty the encode queue; returns what was in it, in order."""
-        units, self.encode_queue = self.encode_queue, []
-        self._queued = [0] * len(self._queued)
-        return units
+        first = next((u for u in queue if u.request_id not in failed), None) or queue.first
+        return queue.take(first, self.max_units(first.bucket))
 
     def take(self, pool: str, count: int, request: Request) -> tuple[int, ...] | None:
         """Blocks of `pool` for `request`, entered among its holdings; None where there is no room."""
         blocks = self.pools[pool].take(count)
         if blocks is not None:
             request.holdings[self.name, pool] = request.holdings.get((self.name, pool), ()) + blocks
+            if pool == "kv":
+                self.kv_holders[request.request_id] = request
         return blocks
 
     def give_back(self, pool: str, request: Request) -> None:
         """Return what `request` holds of `pool`; nothing happens where it holds nothing."""
         self.pools[pool].give_back(request.holdings.pop((self.name, pool), ()))
-
-
-def hand_on(
-    units: Iterable[Unit], request_id: str, heir: Callable[[Unit], Unit | None]
-) -> tuple[list[Unit], list[Unit]]:
-    """Units with those of one request given to their heirs, in place; and those that have none, apart."""
-    kept, dropped = [], []
-    for unit in units:
-        next_one = heir(unit) if unit.request_id == request_id else unit
-        if next_one is None:
-            dropped.append(unit)
-        else:
-            kept.append(next_one)
-    return kept, dropped
+        if pool == "kv":
+            self.kv_holders.pop(request.request_id, None)

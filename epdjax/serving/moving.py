@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from epdjax.serving.blocks import blocks_for
 from epdjax.serving.ledger import Ledger
+from epdjax.serving.ranked import Ranked
 from epdjax.serving.request import Request, State
 from epdjax.serving.work import KVPart, MoveKV
 
@@ -58,7 +59,7 @@ class KVMoves:
         self._instances, self._choose, self._work_ids, self._adopt = instances, choose, work_ids, adopt
         self._block_size = next(iter(instances.values())).block_size
         self._most_blocks = next(iter(instances.values())).buckets.move_blocks[-1]
-        self.queue: list[Request] = []  # some of their KV is, or soon will be, to be moved
+        self.queue: Ranked[Request] = Ranked()  # some of their KV is, or soon will be, to be moved
         self._in_flight: collections.Counter[tuple[str, str]] = collections.Counter()
         self._began: dict[int, tuple[MoveKV, float]] = {}
         self.stats = MoveStats()
@@ -66,17 +67,16 @@ class KVMoves:
     def enter(self, request: Request, source: Ledger) -> None:
         """Some KV of `request` is in place on `source`, and it is decoded elsewhere."""
         request.kv_source = source.name
-        if request not in self.queue:
-            self.queue.append(request)
+        self._queue(request)
 
     def leave(self, request: Request) -> None:
-        if request in self.queue:
-            self.queue.remove(request)
+        if request.ranks["D"] in self.queue:
+            self.queue.pop(request.ranks["D"])
 
     def goes_before(self, request: Request) -> bool:
         """Whether a sequence that waits for room on a D instance goes before `request`."""
-        waiting = [r.ranks["D"] for r in self.queue if r.state is State.MOVE_QUEUED]
-        return bool(waiting) and min(waiting) < request.ranks["D"]
+        first = next((r for r in self.queue if r.state is State.MOVE_QUEUED), None)
+        return first is not None and first.ranks["D"] < request.ranks["D"]
 
     def displace(self, request: Request, source: Ledger) -> bool:
         """Move a sequence that was being decoded on `source` to another instance; False where none has room."""
@@ -101,12 +101,12 @@ class KVMoves:
         target = self._instances[request.d_name]
         for pool in ("kv", "slot"):
             target.give_back(pool, request)
-        target.sequences -= 1
-        request.d_name, request.moved = None, 0
+        target.release_sequence(request)
+        request.moved = 0
         if request.state is State.MOVING_KV:
             request.state = State.MOVE_QUEUED
-        if request.kv_source and request not in self.queue:
-            self.queue.append(request)
+        if request.kv_source:
+            self._queue(request)
 
     def running(self, name: str) -> list[MoveKV]:
         """The moves from or to an instance that have not ended."""
@@ -118,7 +118,6 @@ class KVMoves:
 
     def next_moves(self) -> Iterable[MoveKV]:
         """The moves to start now."""
-        self.queue.sort(key=lambda r: r.ranks["D"])
         self._assign()
         lanes: dict[tuple[str, str], list[Request]] = {}
         for request in self.queue:
@@ -151,28 +150,35 @@ class KVMoves:
         return [ledger for ledger in self._instances.values() if ledger.takes("D")]
 
     def _assign(self) -> None:
-        """Give requests, in order, a D instance with room; their own where that has come to decode meanwhile."""
+        """Give requests, in order, a D instance with room; their own where that has come to decode meanwhile: that
+        takes no more room than they have, and gives it back in the end, so it waits for nobody."""
+        held_back = False
         for request in list(self.queue):
             if request.d_name is not None:
                 continue
             home = self._instances[request.kv_source]
             if home.takes("D"):
                 if request.state is State.MOVE_QUEUED:
-                    self.queue.remove(request)
+                    self.leave(request)
                     self._adopt(request, home)
+                continue
+            if held_back:
                 continue
             roomy = [d for d in self._decoders() if d.has_turn(request)]
             if roomy:
                 self._reserve(request, self._choose(request, roomy))
             elif request.state is State.MOVE_QUEUED:
-                return  # nobody overtakes it
+                held_back = True  # nobody overtakes it
 
     def _reserve(self, request: Request, target: Ledger) -> None:
         blocks = target.take("kv", target.start_blocks(request), request)
         slot = target.take("slot", 1, request)
         assert blocks is not None and slot is not None
-        request.d_name = target.name
-        target.sequences += 1
+        target.assign_sequence(request)
+
+    def _queue(self, request: Request) -> None:
+        if request.ranks["D"] not in self.queue:
+            self.queue.add(request.ranks["D"], request)
 
     def _unmoved(self, request: Request) -> int:
         """Blocks that can be moved now: full ones, and the last one when all is there."""
@@ -203,7 +209,7 @@ class KVMoves:
         self.stats.blocks += count
         if is_last:
             request.state = State.MOVING_KV
-            self.queue.remove(request)
+            self.leave(request)
         elif not _complete(request):
             self.stats.early_blocks += count
         return KVPart(

@@ -15,21 +15,19 @@ class PrefillStage:
     Args:
         work_ids: numbers for new work.
         moves: the queue for room on instances that decode, which prompts that stay where they are share.
-        max_chunk: prompt tokens of one row.
     """
 
-    def __init__(self, work_ids: Iterator[int], moves: KVMoves, max_chunk: int):
-        self._work_ids, self._moves, self._max_chunk = work_ids, moves, max_chunk
+    def __init__(self, work_ids: Iterator[int], moves: KVMoves):
+        self._work_ids, self._moves = work_ids, moves
 
     def next_step(self, ledger: Ledger) -> Prefill | None:
         """Pack the heads of the queue into one step: what was begun goes on first, then in order of the policy."""
         failed, ledger.last_failed = ledger.last_failed, frozenset()
-        ledger.prefill_queue.sort(key=lambda r: (r.request_id in failed, r.prefilled == 0, r.ranks["P"]))
-        most = self._most_tokens(ledger)
+        queue, most = ledger.prefill_queue, self._most_tokens(ledger)
         chunks: list[Chunk] = []
         longest = 0
-        for request in list(ledger.prefill_queue):
-            length = self._chunk_length(request, most)
+        for request in queue.candidates(most, failed):
+            length = queue.chunk_length(request, most)
             if length == 0 or (request.suspect and chunks):
                 continue  # its next MM tokens are still on their way; or it has failed before, and runs alone
             shape = ledger.buckets.prefill_for(len(chunks) + 1, max(longest, length))
@@ -38,7 +36,7 @@ class PrefillStage:
             if request.state is not State.PREFILLING:
                 if not self._start(ledger, request):
                     break
-                length = self._chunk_length(request, most)  # some of it may have been found in the cache
+                length = queue.chunk_length(request, most)  # some of it may have been found in the cache
                 if length == 0:
                     continue
             longest = max(longest, length)
@@ -50,27 +48,10 @@ class PrefillStage:
     def _most_tokens(self, ledger: Ledger) -> int:
         """Tokens of a step, padding included: as many as there can be, or where sequences wait for their next token
         meanwhile, as many as keep their pace."""
-        sizes = sorted({rows * tokens for rows, tokens in ledger.buckets.prefill})
-        patience = ledger.patience_s
+        sizes, patience = ledger.step_tokens, ledger.patience_s
         if patience == math.inf:
             return sizes[-1]
         return max((size for size in sizes if ledger.times.prefill_s(size) <= patience), default=sizes[0])
-
-    def _chunk_length(self, request: Request, most: int) -> int:
-        """Tokens of a request's next chunk; 0 while it waits for MM tokens.
-
-        Encoding and prefill of one request overlap: a chunk may start when the MM tokens it needs are there, though
-        only a full one, since the rest of a short one would take a step of its own.
-        """
-        start, spec = request.prefilled, request.spec
-        most = min(most, self._max_chunk)
-        for first, last in spec.whole:
-            if first <= start < last:
-                most = max(most, last - start)  # what must be run together is, whatever the pace
-        end = spec.not_inside(min(start + most, request.ready))
-        if request.missing and end < spec.not_inside(start + most):
-            return 0
-        return max(0, end - start)
 
     def _start(self, ledger: Ledger, request: Request) -> bool:
         """Take KV blocks and a slot for a prompt; False where there is no room yet."""
@@ -80,9 +61,9 @@ class PrefillStage:
         if not ledger.reserve_kv(request):
             return False
         request.state = State.PREFILLING
+        ledger.prefill_queue.update(request)
         if stays:
-            request.d_name = ledger.name
-            ledger.sequences += 1
+            ledger.assign_sequence(request)
         return True
 
 
@@ -93,6 +74,8 @@ def _chunk(ledger: Ledger, request: Request, length: int) -> Chunk:
     if is_last:
         ledger.prefill_queue.remove(request)
         request.scheduled = request.resumed + 1
+    else:
+        ledger.prefill_queue.update(request)
     return Chunk(
         request.request_id,
         start,

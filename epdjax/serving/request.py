@@ -144,6 +144,11 @@ class Request:
         return self.spec.request_id
 
     @property
+    def number(self) -> int:
+        """How many came before it."""
+        return self.ranks["E"][1]
+
+    @property
     def deadline(self) -> float:
         return self.arrived + self.spec.timeout_s
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from epdjax.serving.admission import could_fit
 from epdjax.serving.ledger import InstanceSpec, Ledger
 from epdjax.serving.request import Request, State
-from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
+from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 
 if TYPE_CHECKING:
     from epdjax.serving.scheduler import Scheduler
@@ -71,8 +71,8 @@ class RoleChanges:
         for ledger in self._instances.values():
             if "D" not in ledger.closing:
                 continue
-            for request in list(self._scheduler.requests.values()):
-                if request.d_name == ledger.name and request.request_id not in ledger.running:
+            for request in sorted(ledger.decodes.values(), key=lambda r: r.number):
+                if request.request_id not in ledger.running:
                     self._choose_again(request, ledger)
             for request in list(ledger.running.values()):
                 if not request.all_scheduled and (ledger.evicting or self._has_room_elsewhere(request, ledger)):
@@ -88,12 +88,12 @@ class RoleChanges:
             return False
         if "P" in ledger.closing and len(ledger.arrivals):
             return False
-        everyone = [*scheduler.requests.values(), *scheduler.leaving.values()]
-        return not any(self._is_in_the_way(request, ledger) for request in everyone)
+        return not self._requests_in_the_way(ledger)
 
     def keeps_kv(self, ledger: Ledger) -> bool:
-        """Whether sequences that are not decoded here any more may wait here for room elsewhere."""
-        return ledger.name in self._keeping and ledger.evicting
+        """Whether sequences that are not decoded here any more may wait here for room elsewhere. Not where others are
+        decoded on: they need the room."""
+        return ledger.name in self._keeping and ledger.evicting and "D" in ledger.closing
 
     def could_serve(self, specs: Iterable[InstanceSpec]) -> bool:
         """Whether all live requests would find instances that could hold them among these."""
@@ -212,13 +212,12 @@ class RoleChanges:
         if request.request_id in ledger.running or request.pausing:
             return
         if _prefills(request, ledger.name):  # prefilled here: its KV stays
-            request.d_name = None
-            ledger.sequences -= 1
+            ledger.release_sequence(request)
         elif request.kv_source and request.kv_source != ledger.name and not self._scheduler.moves.on_the_way(request):
             self._scheduler.moves.choose_again(request)
 
     def _has_room_elsewhere(self, request: Request, ledger: Ledger) -> bool:
-        going = [r for r in self._scheduler.requests.values() if r.pausing and r.d_name == ledger.name]
+        going = [r for r in ledger.decodes.values() if r.pausing]
         blocks = sum(ledger.start_blocks(r) for r in going)
         return any(
             d.has_turn(request)
@@ -228,17 +227,30 @@ class RoleChanges:
             if d is not ledger and d.takes("D")
         )
 
-    def _is_in_the_way(self, request: Request, ledger: Ledger) -> bool:
-        """Whether a request keeps an instance from giving up roles."""
-        name, closing = ledger.name, ledger.closing
-        if ("P" in closing and _prefills(request, name)) or ("D" in closing and request.d_name == name):
+    def _requests_in_the_way(self, ledger: Ledger) -> bool:
+        """Whether requests keep an instance from giving up roles."""
+        closing, pools = ledger.closing, ledger.pools
+        if ("P" in closing and ledger.prompts) or ("D" in closing and ledger.decodes):
             return True
-        held = {pool for holder, pool in request.holdings if holder == name}
-        if request.in_flight and request.state in (State.INTERRUPTED, State.FINISHED) and held:
-            return bool(closing)
-        if set("PD") & set(closing) and name not in self._keeping:
-            return bool(held)
-        return "P" in closing and "mm" in held
+        if closing and any(self._still_writes(request, ledger.name) for request in self._touched()):
+            return True
+        mm = pools["mm"].users - ledger.arrivals.holds  # what requests hold
+        if set("PD") & set(closing) and ledger.name not in self._keeping:
+            return bool(pools["kv"].users or pools["slot"].users or mm)
+        return "P" in closing and bool(mm)
+
+    def _touched(self) -> list[Request]:
+        """The requests that running work touches."""
+        scheduler = self._scheduler
+        names = {name for work in scheduler.running for name in request_ids(work)}
+        found = (scheduler.requests.get(name) or scheduler.leaving.get(name) for name in names)
+        return [request for request in found if request is not None]
+
+    @staticmethod
+    def _still_writes(request: Request, name: str) -> bool:
+        """Whether a request that has left its place holds something on an instance until its work has ended."""
+        gone = request.state in (State.INTERRUPTED, State.FINISHED)
+        return gone and any(holder == name for holder, _ in request.holdings)
 
     def _concerns(self, work: Work, ledger: Ledger) -> bool:
         """Whether running work keeps an instance from giving up roles."""

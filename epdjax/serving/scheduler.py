@@ -11,7 +11,6 @@ everything it holds as soon as no running work touches it.
 import collections
 import dataclasses
 import functools
-import heapq
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -29,6 +28,7 @@ from epdjax.serving.moving import KVMoves
 from epdjax.serving.outputs import FinishReason
 from epdjax.serving.policies import ORDERS, per_stage, rank
 from epdjax.serving.prefilling import PrefillStage
+from epdjax.serving.ranked import Ranked
 from epdjax.serving.request import Request, RequestSpec, State
 from epdjax.serving.role_changes import RoleChanges
 from epdjax.serving.service_times import ServiceTimes
@@ -58,7 +58,7 @@ class Scheduler:
         self.leaving: dict[str, Request] = {}  # retired, but touched by running work
         self.queued = Queued()
         self.hopeless = False  # what is not served now will not be soon
-        self._deadlines: list[tuple[tuple[float, int], Request]] = []  # a heap
+        self._deadlines: Ranked[Request] = Ranked()
         self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
         self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
@@ -73,8 +73,8 @@ class Scheduler:
         self.departures = Departures(
             self.instances, self.entry, self.encoding, self.moves, self._adopt, self.roles.keeps_kv
         )
-        self._prefilling = PrefillStage(work_ids, self.moves, config.buckets.max_chunk)
-        self._decoding = DecodeStage(work_ids, self.requests, self.leaving, self.departures.pause)
+        self._prefilling = PrefillStage(work_ids, self.moves)
+        self._decoding = DecodeStage(work_ids, self.departures.pause)
         self.meter = LoadMeter(self)
 
     def ledger(self, spec: InstanceSpec) -> Ledger:
@@ -111,7 +111,7 @@ class Scheduler:
         self.meter.arrived(request)
         self.queued.media_bytes += spec.media_bytes
         if request.deadline < math.inf:
-            heapq.heappush(self._deadlines, ((request.deadline, number), request))
+            self._deadlines.add((request.deadline, number), request)
         self.entry.enter(request)
 
     def abort(self, request_id: str, now: float) -> bool:
@@ -197,16 +197,13 @@ class Scheduler:
         """End the requests whose time is up."""
         done = []
         while self.next_deadline <= now:
-            _, request = heapq.heappop(self._deadlines)
-            done.append(self._fail(request))
+            done.append(self._fail(self._deadlines.first))
         return done
 
     @property
     def next_deadline(self) -> float:
         """When the next request will be overdue; infinite where none has a limit."""
-        while self._deadlines and self._deadlines[0][1].state is State.FINISHED:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0][0] if self._deadlines else math.inf
+        return self._deadlines.first_key[0] if self._deadlines else math.inf
 
     def lost(self, instance: str) -> None:
         """The pools of an instance are gone: every request with something there starts over, its answer so far
@@ -222,6 +219,11 @@ class Scheduler:
         and this one have run on what that did not leave."""
         request = self.requests.get(request_id)
         return request is not None and request.state is not State.INTERRUPTED
+
+    @property
+    def running(self) -> Collection[Work]:
+        """All work that was started and has not ended."""
+        return self._running.values()
 
     def is_running(self, work: Work) -> bool:
         """Whether work was started and nobody has said yet that it has ended, or that it never will."""
@@ -250,6 +252,11 @@ class Scheduler:
             for request in list(self.requests.values())
             if not could_fit(request.spec, self.instances.values())
         ]
+
+    @property
+    def deadlines(self) -> int:
+        """Requests with a time limit."""
+        return len(self._deadlines)
 
     @property
     def preemptions(self) -> int:
@@ -347,6 +354,8 @@ class Scheduler:
 
     def _unit_is_there(self, request: Request, index: int) -> None:
         request.missing.discard(index)
+        if request.p_name is not None:
+            self.instances[request.p_name].prefill_queue.update(request)
         if not request.missing and request.state is State.ENCODING:
             request.state = State.PREFILL_QUEUED  # it is in the queue already
 
@@ -364,8 +373,7 @@ class Scheduler:
         assert request.p_name is not None
         ledger = self.instances[request.p_name]
         ledger.give_back("mm", request)
-        ledger.prompt_tokens -= request.context
-        request.p_name = None
+        ledger.release_prompt(request)
         if request.d_name == ledger.name:
             self._start_decoding(request)
         else:
@@ -374,8 +382,7 @@ class Scheduler:
     def _adopt(self, request: Request, ledger: Ledger) -> None:
         """A sequence is decoded where its KV is: the instance has come to decode meanwhile."""
         request.kv_source = ""
-        request.d_name = ledger.name
-        ledger.sequences += 1
+        ledger.assign_sequence(request)
         self._start_decoding(request)
 
     def _leave_source(self, request: Request) -> None:
@@ -411,6 +418,8 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Take a request out of every queue, and give back what it holds once no running work touches it."""
         del self.requests[request.request_id]
+        if request.deadline < math.inf:
+            self._deadlines.pop((request.deadline, request.number))
         self.queued.media_bytes -= request.spec.media_bytes
         self.departures.leave_queues(request)
         if request.in_flight:

@@ -127,3 +127,35 @@ def test_who_could_serve() -> None:
     assert scheduler.give_up() == []
     finish(scheduler, running)
     assert drive(scheduler) == []
+
+
+def test_a_full_pool_where_others_are_decoded_on() -> None:
+    """An instance that gives up prefill alone, and has had its time, is full: one of its sequences makes room for the
+    other by going, not by waiting where it is."""
+    scheduler = make_scheduler("EP PD")
+    for name in "ab":
+        scheduler.add(text(name, prompt=60, answer=120), 0.0)
+    scheduler.roles.offload("PD1", "P", keeps_kv=True)
+    scheduler.roles.evict("PD1")
+    done = drive(scheduler)
+    assert scheduler.preemptions == 1
+    assert [chunk.start for work in done if isinstance(work, Prefill) for chunk in work.chunks].count(0) == 3
+    assert scheduler.idle and scheduler.roles.is_evacuated("PD1")
+
+
+def test_who_can_be_decoded_where_it_is_waits_for_nobody() -> None:
+    """The only D instance is about to give this up, and does not after all. What was prefilled there meanwhile has the
+    room that the first in order, which was prefilled elsewhere, waits for."""
+    scheduler = make_scheduler("EPD P")
+    scheduler.roles.offload("EPD0", "D", keeps_kv=True)
+    for name, priority in (("here", 1), ("there", 0)):
+        scheduler.add(RequestSpec(name, 190, 20, priority=priority), 0.0)
+    running = scheduler.next_work(0.0)
+    while scheduler.counts() != {"move_queued": 2}:
+        scheduler.finished(running.pop(0), 0.0)
+        running += scheduler.next_work(0.0)
+    assert {r.kv_source for r in scheduler.requests.values()} == {"EPD0", "P1"}
+    assert scheduler.requests["here"].kv_source == "EPD0"
+    scheduler.roles.resume("EPD0")
+    done = finish(scheduler, running + scheduler.next_work(0.0))
+    assert isinstance(done[0], Decode), "which makes the room"
