@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instances change roles as the load changes; or it is only logged which would (default: %(default)s)",
     )
     add("--hang-timeout", type=float, default=DEFAULTS["hang_s"], metavar="S", help="a step that takes longer is dead")
+    add("--move-timeout", type=float, default=DEFAULTS["move_s"], metavar="S", help="a longer move is made again")
     add("--max-requests", type=int, default=DEFAULTS["max_requests"], metavar="N", help="live requests; then 429")
     add("--buckets", choices=LADDERS, default="full", help="compiled shapes: trimmed start sooner and pad more")
     add("--compile-cache", metavar="DIR", default=str(default_compile_cache()), help="'none' for no cache on disk")
@@ -154,6 +155,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
         "request_timeout_s": arguments.request_timeout,
         "role_switching": arguments.role_switching,
         "hang_s": arguments.hang_timeout,
+        "move_s": arguments.move_timeout,
         "slo_s": arguments.slo,
         "compile_cache": None if cache == "none" else cache,
         "limits": ServingLimits(

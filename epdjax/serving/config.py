@@ -45,6 +45,8 @@ class EngineConfig:
             ``off``: only by hand.
         controller: when ``auto`` and ``advise`` think a switch worth it.
         hang_s: a step that has not ended after so many seconds is taken for dead, and its instance is taken out.
+        move_s: a move of MM tokens or KV that has not ended after so many seconds is given up and made again; both its
+            ends are looked at.
         offload_s: when an instance changes roles, what may finish where it is has so many seconds; then it is moved or
             started over.
         memory_share: of a device's memory, the part that weights, caches and steps may take.
@@ -83,6 +85,7 @@ class EngineConfig:
     role_switching: str = "off"
     controller: ControllerSettings = dataclasses.field(default_factory=ControllerSettings)
     hang_s: float = 120.0
+    move_s: float = 120.0
     offload_s: float = 0.5
     memory_share: float = 0.9
     buckets: Buckets | str = "full"
@@ -102,7 +105,7 @@ class EngineConfig:
             raise ValueError(f"max_chunk {self.max_chunk} must be a multiple of block_size {self.block_size}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be in (0, 1], not {self.memory_share!r}")
-        for name in ("decode_pace", "slo_s", "request_timeout_s", "hang_s"):
+        for name in ("decode_pace", "slo_s", "request_timeout_s", "hang_s", "move_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")

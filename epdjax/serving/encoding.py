@@ -41,6 +41,11 @@ class EncodeStage:
         self.ready: collections.deque[MoveMM] = collections.deque()  # moves that follow from finished encodes
         self.units_encoded = 0
 
+    def renew(self) -> None:
+        """Nothing is queued, staged or to be moved."""
+        self.homeless, self.staging = UnitQueue(ranked=False), Staging()
+        self.ready.clear()
+
     def queue(self, request: Request, prefiller: Ledger, indices: Sequence[int]) -> None:
         """Queue units of a request whose P instance has been chosen.
 

@@ -26,6 +26,7 @@ from epdjax.serving.deployment import Deployment
 from epdjax.serving.errors import (
     AnswerFailed,
     DeadlineExceeded,
+    EngineEnded,
     NotFinite,
     Overloaded,
     RequestError,
@@ -36,12 +37,12 @@ from epdjax.serving.live import LiveRequest
 from epdjax.serving.outages import Outages
 from epdjax.serving.outputs import FinishReason, RequestOutput
 from epdjax.serving.role_changes import RoleChanges
-from epdjax.serving.role_plans import SwitchPlan, SwitchRefused
+from epdjax.serving.role_plans import SwitchPlan
 from epdjax.serving.sampling import NO_TOKEN, Sampled
 from epdjax.serving.scheduler import Finished, Scheduler
 from epdjax.serving.steering import Steering
 from epdjax.serving.switching import Switching, SwitchReport
-from epdjax.serving.waiter import STOP_TIMEOUT_S, Waiter
+from epdjax.serving.waiter import STOP_TIMEOUT_S, Waiters
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work
 
 log = logging.getLogger(__name__)
@@ -69,13 +70,13 @@ class Engine:
         self.scheduler = Scheduler(deployment.scheduling, [i.spec for i in self.instances.values()])
         self.live: dict[str, LiveRequest] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiters: dict[tuple[str, str], Waiter] = {}
+        self.waiters = Waiters()
         self._closing = False
         self._ended = False
         self._door = threading.Lock()  # no request may enter after the loop has looked for the last time
         self.dead: str | None = None
         config = deployment.workshop.config
-        self.outages = Outages(self, config.hang_s)
+        self.outages = Outages(self, config.hang_s, config.move_s)
         self.switching = Switching(self, finish_s=config.offload_s)
         self._thread = threading.Thread(target=self._loop, name="epdjax-engine", daemon=True)
         self._thread.start()
@@ -105,7 +106,7 @@ class Engine:
         """Run a function on the engine's thread, between one work and the next.
 
         Raises:
-            SwitchRefused: the engine has ended.
+            EngineEnded: the engine has ended.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -117,7 +118,7 @@ class Engine:
 
         with self._door:
             if self._ended:
-                raise SwitchRefused("the engine is shut down")
+                raise EngineEnded("the engine is shut down")
             self._inbox.put(run)
         return future.result()
 
@@ -128,20 +129,20 @@ class Engine:
 
     @property
     def places(self) -> list[Place]:
-        """All instances, and those that were taken out, without roles."""
-        return [*self.deployment.places, *(lost.place for lost in self.outages.lost.values())]
+        """All instances, and those that were taken out, without roles; as they are now, for any thread."""
+        lost = self.outages.lost
+        return [*list(self.deployment.places), *(some.place for some in lost.values())]
 
     def switch(self, plan: SwitchPlan) -> "concurrent.futures.Future[SwitchReport]":
         """Begin a role switch.
 
         Raises:
-            SwitchRefused: another one is under way, or the engine is shutting down.
+            SwitchRefused: another one is under way.
+            EngineEnded: the engine is shutting down.
         """
         if self._closing or self._ended:
-            raise SwitchRefused("the engine is shutting down")
-        future = self.switching.start(plan)
-        future.add_done_callback(lambda done: done.exception() or self.outages.lost.pop(plan.instance, None))
-        return future
+            raise EngineEnded("the engine is shutting down")
+        return self.switching.start(plan)
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
@@ -176,7 +177,7 @@ class Engine:
                 for work in self.scheduler.next_work(time.monotonic()):
                     self._start(work)
                 if self.scheduler.idle:
-                    audit(self.scheduler)
+                    self._check_books()
         except Exception as error:  # a bug in the engine itself: nobody may be left waiting
             log.exception("the engine has failed")
             self.dead = f"the engine has failed: {error!r}"
@@ -184,18 +185,34 @@ class Engine:
             self._closing = True
             with self._door:
                 self._ended = True
-            self._refuse_rest()
-            for waiter in self._waiters.values():
-                waiter.stop()
+            try:
+                self._refuse_rest()
+            finally:
+                self.waiters.stop()
 
     def _refuse_rest(self) -> None:
-        """The loop is over: whoever is still here, or came in too late, is told so."""
+        """The loop is over: whoever is still here, or came in too late, is told so, whatever else goes wrong."""
         reason = ServiceUnavailable(self.dead or "the engine is shut down")
         while not self._inbox.empty():
             message = self._inbox.get()
-            message()
+            try:
+                message()
+            except Exception:  # the books may be wrong already, if the engine has failed
+                log.exception("a message could not be taken in after the end")
         for request in list(self.live.values()):
             self._close(request, reason)
+
+    def _check_books(self) -> None:
+        """Nothing is being served, so nobody may hold anything; where somebody does, a bug has let blocks leak. They
+        are got back, whoever holds them, since there is nobody left who could."""
+        try:
+            audit(self.scheduler)
+        except Exception:
+            log.exception("the scheduler's books do not balance; beginning with new ones")
+            self.scheduler.renew_books()
+            for instance in self.instances.values():
+                instance.staged.clear()
+                self.outages.recover(instance)
 
     def _handle_inbox(self) -> None:
         """Wait for something to happen, for a deadline, or for a step to take too long; take in all that happened."""
@@ -237,8 +254,10 @@ class Engine:
 
     def _fail_all(self, error: RequestError) -> None:
         for request in list(self.live.values()):
-            self.scheduler.abort(request.spec.request_id, time.monotonic())
-            self._close(request, error)
+            try:
+                self.scheduler.abort(request.spec.request_id, time.monotonic())
+            finally:
+                self._close(request, error)
 
     def _close(self, request: LiveRequest, last: RequestOutput | RequestError) -> None:
         del self.live[request.spec.request_id]
@@ -251,25 +270,16 @@ class Engine:
 
     def _start(self, work: Work) -> None:
         """Dispatch work, and have a waiter report when its results are there."""
-        try:
-            wait_for = self._dispatch(work)
-        except Exception as error:
-            log.exception("could not start %s", type(work).__name__)
-            self._report(work, None, error)
-            return
         lane = "move" if isinstance(work, (MoveMM, MoveKV)) else "compute"
         fetch = isinstance(work, (Prefill, Decode))
-        self.waiter(work.instance, lane).watch(wait_for, fetch, functools.partial(self._report, work))
+        try:
+            wait_for = self._dispatch(work)
+            self.waiters.of(work.instance, lane).watch(wait_for, fetch, functools.partial(self._report, work))
+        except Exception as error:
+            self._report(work, None, error)
 
     def _report(self, work: Work, result: Any, error: BaseException | None) -> None:
         self._inbox.put(lambda: self._finish(Done(work, result, error)))
-
-    def waiter(self, instance: str, lane: str) -> Waiter:
-        """The one that waits for an instance's steps (``compute``), or for the moves to it (``move``)."""
-        key = (instance, lane)
-        if key not in self._waiters:
-            self._waiters[key] = Waiter(f"epdjax-{instance}-{lane}")
-        return self._waiters[key]
 
     def _dispatch(self, work: Work) -> Any:
         """Start work on its devices; returns the arrays to wait for."""
@@ -300,15 +310,27 @@ class Engine:
                 self._land(work, done.result)
                 stopped = self._deliver(work, done.result)
             except Exception as trouble:
-                log.exception("could not land %s", type(work).__name__)
                 error = trouble
         if error is not None:
-            finished = self.scheduler.failed(work, now)
+            self.fail(work, error)
             self.outages.failed_on(work.instance)
-        else:
-            finished = self.scheduler.finished(work, now, stopped)
-        for event in finished:
+            return
+        for event in self.scheduler.finished(work, now, stopped):
+            self._conclude(event, None)
+        if isinstance(work, (MoveMM, MoveKV)):
+            self.outages.landed(work)
+        self._unstage()
+
+    def fail(self, work: Work, error: BaseException) -> None:
+        """Work has failed, or never ends: those in it start over, or hear of it. What it brings comes too late from now
+        on: it is not written to blocks that may be somebody else's."""
+        log.error("%s on %s has failed", type(work).__name__, work.instance, exc_info=error)
+        for event in self.scheduler.failed(work, time.monotonic()):
             self._conclude(event, error)
+        self._unstage()
+
+    def _unstage(self) -> None:
+        """Let go of encode results that have been moved to wherever they are wanted."""
         for instance in self.instances.values():
             for encode_id in [e for e in instance.staged if not self.scheduler.is_staged(e)]:
                 del instance.staged[encode_id]

@@ -25,6 +25,11 @@ class EntryStage:
         self._media: Ranked[Request] = Ranked()
         self._stuck: object = None  # the first of them, and the room there was when it found none
 
+    def renew(self) -> None:
+        """Nobody waits."""
+        self._texts, self._media = Ranked(), Ranked()
+        self._tried = self._stuck = None
+
     @property
     def waiting(self) -> list[Request]:
         """Requests without an instance yet."""

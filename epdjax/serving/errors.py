@@ -55,6 +55,10 @@ class ServiceUnavailable(RequestError):
     kind = "server_error"
 
 
+class EngineEnded(ServiceUnavailable):
+    """The engine has ended, or is about to, and does nothing any more that it is asked to."""
+
+
 class StepFailed(RequestError):
     """A step this request took part in raised on its device."""
 

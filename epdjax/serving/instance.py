@@ -175,9 +175,10 @@ class Instance:
     def probe(self) -> list[Any]:
         """Run the smallest step of each role on nothing but padding, to see whether the instance can still do it."""
         done: list[Any] = []
-        smallest_of = {kind: min(key[1] for key in self.programs if key[0] == kind) for kind in self._steps}
+        programs = dict(self.programs)  # a switch may add some just now
+        smallest_of = {kind: min(key[1] for key in programs if key[0] == kind) for kind in self._steps}
         for kind, shape in smallest_of.items():
-            program = self.programs[kind, shape]
+            program = programs[kind, shape]
             if kind == "encode":
                 inputs = {
                     n: np.zeros((shape[0], *dims), t) for n, (dims, t) in self.model.unit_inputs(shape[1]).items()

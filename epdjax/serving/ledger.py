@@ -64,6 +64,19 @@ class Ledger:
         self.mm_block_size = mm_block_size
         self.times = times
         self.watch = Stopwatch(times)
+        self.step_tokens = sorted({rows * tokens for rows, tokens in buckets.prefill})
+        self.in_flight: dict[int, Work] = {}
+        self.closing = ""  # roles it is giving up: nothing new comes for them
+        self.evicting = False  # what is still here for them goes at once
+        self.last_failed: frozenset[str] = frozenset()  # requests in the last work, if it failed: others come first
+        self.probed_since = math.inf  # while it is probed it is given nothing
+        self.failed_probes = 0  # in a row
+        self._turn = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Empty pools and queues."""
+        spec = self.spec
         self.pools = {
             "kv": BlockPool(spec.kv_blocks),
             "mm": BlockPool(spec.mm_blocks),
@@ -72,20 +85,12 @@ class Ledger:
         }
         self.arrivals = Arrivals(self.pools["mm"])
         self.encode_queue = UnitQueue()
-        self.step_tokens = sorted({rows * tokens for rows, tokens in buckets.prefill})
-        self.prefill_queue = PrefillQueue(self.step_tokens, buckets.max_chunk)
+        self.prefill_queue = PrefillQueue(self.step_tokens, self.buckets.max_chunk)
         self.prompts: dict[str, Request] = {}  # assigned to this instance and not prefilled yet
-        self.decodes: dict[str, Request] = {}  # assigned to this instance for decoding
-        self.kv_holders: dict[str, Request] = {}  # KV blocks here are theirs
-        self.running: dict[str, Request] = {}  # sequences being decoded, in the order they came
-        self.in_flight: dict[int, Work] = {}
-        self.closing = ""  # roles it is giving up: nothing new comes for them
-        self.evicting = False  # what is still here for them goes at once
-        self.last_failed: frozenset[str] = frozenset()  # requests in the last work, if it failed: others come first
-        self.probed_since = math.inf  # while it is probed it is given nothing
-        self.failed_probes = 0  # in a row
         self.prompt_tokens = 0  # of `prompts`
-        self._turn = 0
+        self.decodes: dict[str, Request] = {}  # assigned to this instance for decoding
+        self.running: dict[str, Request] = {}  # of them those being decoded, in the order they came
+        self.kv_holders: dict[str, Request] = {}  # KV blocks here are theirs
 
     def performs(self, role: str) -> bool:
         return role in self.spec.roles

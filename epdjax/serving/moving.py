@@ -64,6 +64,12 @@ class KVMoves:
         self._began: dict[int, tuple[MoveKV, float]] = {}
         self.stats = MoveStats()
 
+    def renew(self) -> None:
+        """Nothing is to be moved, or under way."""
+        self.queue = Ranked()
+        self._in_flight.clear()
+        self._began.clear()
+
     def enter(self, request: Request, source: Ledger) -> None:
         """Some KV of `request` is in place on `source`, and it is decoded elsewhere."""
         request.kv_source = source.name

@@ -24,6 +24,7 @@ from epdjax.serving.errors import InvalidRequest
 from epdjax.serving.leaving import Departures
 from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
 from epdjax.serving.metering import LoadMeter
+from epdjax.serving.move_watch import Move, MoveWatch
 from epdjax.serving.moving import KVMoves
 from epdjax.serving.outputs import FinishReason
 from epdjax.serving.policies import ORDERS, per_stage, rank
@@ -63,6 +64,7 @@ class Scheduler:
         self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
         self._running: dict[int, Work] = {}  # all work that was started and has not ended
+        self.move_watch = MoveWatch()
         work_ids = itertools.count(1)
         self.encoding = EncodeStage(
             self.instances, functools.partial(self._assigner.choose, "E"), work_ids, self.queued, self.requests
@@ -175,7 +177,10 @@ class Scheduler:
 
     def failed(self, work: Work, now: float) -> list[Finished]:
         """Work raised: the requests in it start over, elsewhere if possible and by themselves; after `MOST_FAILURES`
-        they end in an error. Others are not touched."""
+        they end in an error. Others are not touched.
+
+        So it is with a move that does not end. Its blocks are given back here and now, since what it brings is written
+        into a pool only after somebody has looked whether it is running still (`is_running`)."""
         requests = self._land(work, now)
         ledger = self.instances[work.instance]
         ledger.watch.failed(work)
@@ -266,7 +271,8 @@ class Scheduler:
     @property
     def unserved(self) -> str:
         """The roles that no instance performs."""
-        return "".join(role for role in "EPD" if not any(i.performs(role) for i in self.instances.values()))
+        ledgers = list(self.instances.values())  # other threads may ask
+        return "".join(role for role in "EPD" if not any(ledger.performs(role) for ledger in ledgers))
 
     # ---- what the scheduler answers -------------------------------------------------------------------------------
 
@@ -289,6 +295,10 @@ class Scheduler:
                     works.append(self._begin(work, now))
         return works
 
+    def overdue_moves(self, now: float, limit_s: float) -> list[Move]:
+        """The moves that have been under way for longer than `limit_s`."""
+        return self.move_watch.overdue(now, limit_s)
+
     def is_staged(self, encode_id: int) -> bool:
         """Whether the result of an encode is still to be moved somewhere."""
         return encode_id in self.encoding.staging
@@ -298,6 +308,18 @@ class Scheduler:
         """No request, and no work running."""
         running = any(ledger.in_flight or len(ledger.arrivals) for ledger in self.instances.values())
         return not (self.requests or self.leaving or running)
+
+    def renew_books(self) -> None:
+        """Begin with empty pools and queues, as if nothing had ever been served: the books of an idle scheduler do not
+        balance. What was cached is not found any more."""
+        assert not self.requests, "only an idle scheduler may forget what there is"
+        self.leaving.clear()
+        self._running.clear()
+        self._deadlines = Ranked()
+        self.move_watch.clear()
+        self.queued.units = self.queued.media_bytes = 0
+        for stage in (self.entry, self.encoding, self.moves, *self.instances.values()):
+            stage.renew()
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
@@ -309,11 +331,14 @@ class Scheduler:
     def _begin(self, work: Work, now: float) -> Work:
         ledger = self.instances[work.instance]
         self._running[work.work_id] = work
-        if not isinstance(work, (MoveMM, MoveKV)):  # moves occupy links, not the instance's compute
+        if isinstance(work, MoveKV):
+            self.moves.began(work, now)
+            self.move_watch.began(work, self.instances[work.source].in_flight, now)
+        elif isinstance(work, MoveMM):
+            self.move_watch.began(work, (), now)  # a result that is there already
+        else:  # moves occupy links, not the instance's compute
             ledger.in_flight[work.work_id] = work
             ledger.watch.began(work, now)
-        elif isinstance(work, MoveKV):
-            self.moves.began(work, now)
         for request_id in request_ids(work):
             self.requests[request_id].in_flight += 1
         return work
@@ -336,6 +361,7 @@ class Scheduler:
     def _land(self, work: Work, now: float) -> dict[str, Request]:
         """Take work out of flight; returns its requests that are still live."""
         del self._running[work.work_id]
+        self.move_watch.ended(work.work_id, now)
         self.instances[work.instance].in_flight.pop(work.work_id, None)
         if isinstance(work, MoveKV):
             self.moves.ended(work, now)

@@ -21,11 +21,11 @@ class Health:
 
 def health(engine: Engine, draining: bool) -> Health:
     """Whether requests are being served, and what is."""
-    deployment, lost = engine.deployment, engine.outages.lost
+    deployment, lost = engine.deployment, engine.outages.lost  # `lost` is replaced, not changed
     unserved = engine.scheduler.unserved if engine.scheduler.hopeless else ""
     status = "dead" if engine.dead else "draining" if draining else "unserved" if unserved else "ready"
     detail: dict[str, Any] = {
-        "mesh": str(spec_of(deployment.places)),
+        "mesh": str(spec_of(list(deployment.places))),
         "instances": {
             name: {"roles": i.roles, "devices": [str(d) for d in i.submesh.devices]}
             for name, i in list(deployment.instances.items())
@@ -35,7 +35,7 @@ def health(engine: Engine, draining: bool) -> Health:
         "compiles_after_ready": deployment.compiles_after_ready,
     }
     if lost:
-        detail["taken_out"] = {name: some.why for name, some in list(lost.items())}
+        detail["taken_out"] = {name: some.why for name, some in lost.items()}
     if engine.dead or unserved:
         detail["reason"] = engine.dead or unserved_message(unserved)
     return Health(status == "ready", status, detail)
@@ -43,13 +43,14 @@ def health(engine: Engine, draining: bool) -> Health:
 
 def roles(engine: Engine) -> dict[str, Any]:
     """Which instance does what, the load of each stage, and the switches made."""
-    steering, switching = engine.steering, engine.switching
+    steering, switching, lost = engine.steering, engine.switching, engine.outages.lost
+    current = switching.current
     described: dict[str, Any] = {
-        "mesh": str(spec_of(engine.deployment.places)),
+        "mesh": str(spec_of(list(engine.deployment.places))),
         "role_switching": engine.deployment.workshop.config.role_switching,
         "instances": {place.name: _described(place) for place in engine.places},
-        "taken_out": {name: lost.why for name, lost in list(engine.outages.lost.items())},
-        "switching": str(switching.current) if switching.current else None,
+        "taken_out": {name: some.why for name, some in lost.items()},
+        "switching": str(current) if current else None,
         "switches": [reported(report) for report in list(switching.history)],
     }
     if steering is not None and steering.estimate is not None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from epdjax.serving.controller import Controller, ControllerSettings, Decision
+from epdjax.serving.errors import EngineEnded
 from epdjax.serving.load import Estimate, LoadEstimator
 from epdjax.serving.role_plans import SwitchRefused, candidates
 
@@ -45,6 +46,8 @@ class Steering:
                 self._look()
             except SwitchRefused as error:
                 log.info("no switch: %s", error)
+            except EngineEnded:
+                return
             except Exception:
                 log.exception("looking at the load has failed")
 
@@ -68,4 +71,4 @@ class Steering:
 
     def _costs_s(self) -> dict[tuple[str, str], float]:
         """What the last switch of each kind has taken."""
-        return {(r.plan.removes, r.plan.adds): r.seconds for r in self._engine.switching.history}
+        return {(r.plan.removes, r.plan.adds): r.seconds for r in list(self._engine.switching.history)}

@@ -20,6 +20,7 @@ from epdjax.mesh.places import Place
 from epdjax.mesh.transfer import gather_shards
 from epdjax.serving.compiles import compile_counter
 from epdjax.serving.deployment import Deployment, check_tensor_widths
+from epdjax.serving.errors import EngineEnded
 from epdjax.serving.instance import Instance
 from epdjax.serving.outages import Outages
 from epdjax.serving.programs import compile_all, jobs_of
@@ -33,6 +34,7 @@ from epdjax.serving.role_plans import (
     missing,
     rescues,
 )
+from epdjax.serving.waiter import Waiters
 from epdjax.serving.workshop import Parts
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,13 @@ class Host(Protocol):
     deployment: Deployment
 
     outages: Outages
+    waiters: Waiters
 
     @property
     def roles(self) -> RoleChanges: ...
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the engine's thread; raises `SwitchRefused` where that has ended."""
+        """Run a function on the engine's thread; raises `EngineEnded` where that has ended."""
         ...
 
     def give_up(self) -> None:
@@ -127,6 +130,7 @@ class Switching:
         self._host, self._finish_s, self._give_up_s = host, finish_s, give_up_s
         self._one_at_a_time = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._threads_lock = threading.Lock()  # switches are begun by clients, rescues by the engine, others wait
         self.current: SwitchPlan | None = None
         self.history: collections.deque[SwitchReport] = collections.deque(maxlen=REMEMBERED)
 
@@ -140,44 +144,52 @@ class Switching:
             raise SwitchRefused(f"another switch is under way: {self.current}; try again when it is done")
         self.current = plan
         future: concurrent.futures.Future[SwitchReport] = concurrent.futures.Future()
-        thread = threading.Thread(target=self._run, args=(plan, future), name="epdjax-switch", daemon=True)
-        self._threads = [*(t for t in self._threads if t.is_alive()), thread]
-        thread.start()
+        self._begin(threading.Thread(target=self._run, args=(plan, future), name="epdjax-switch", daemon=True))
         return future
 
     def rescue(self) -> None:
         """A stage has no instance any more: give it one, by the first switch that can be made; where there is none,
         its requests are told so."""
-        thread = threading.Thread(target=self._rescue, name="epdjax-rescue", daemon=True)
-        self._threads = [*(t for t in self._threads if t.is_alive()), thread]
-        thread.start()
+        self._begin(threading.Thread(target=self._rescue, name="epdjax-rescue", daemon=True))
+
+    def _begin(self, thread: threading.Thread) -> None:
+        with self._threads_lock:
+            thread.start()
+            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
 
     def _rescue(self) -> None:
-        deployment, irp = self._host.deployment, self._host.deployment.workshop.config.irp
+        irp = self._host.deployment.workshop.config.irp
         if not self._one_at_a_time.acquire(timeout=2 * self._give_up_s):
-            log.error("a switch does not end, so there is no way to serve %s again", missing(deployment.places))
+            log.error("a switch does not end, so there is no way to serve %s again", missing(self._places()))
             return
         try:
-            for plan in rescues(deployment.places, irp=irp) if missing(deployment.places) else ():
+            places = self._places()
+            for plan in rescues(places, irp=irp) if missing(places) else ():
                 self.current = plan
                 try:
                     with compile_counter().expected():
                         self.history.append(self._switch(plan))
-                except Exception as error:
-                    log.error("no rescue by %s: %s", plan, error)
+                except EngineEnded:
+                    raise
+                except Exception:
+                    log.exception("no rescue by %s", plan)
                 else:
                     log.warning("rescued by %s", plan)
                     break
             self._host.call(self._host.give_up)
-        except SwitchRefused:
+        except EngineEnded:
             log.info("the engine has ended")
+        except Exception:
+            log.exception("the rescue has failed")
         finally:
             self._end()
 
     def join(self, timeout_s: float) -> None:
         """Wait for a switch under way to end; a thread that is inside JAX when the interpreter ends takes the process
         down."""
-        for thread in self._threads:
+        with self._threads_lock:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(timeout_s)
 
     def _run(self, plan: SwitchPlan, future: "concurrent.futures.Future[SwitchReport]") -> None:
@@ -185,7 +197,9 @@ class Switching:
             with compile_counter().expected():
                 report = self._switch(plan)
         except Exception as error:
-            if not isinstance(error, SwitchRefused):
+            if isinstance(error, (SwitchRefused, EngineEnded)):
+                log.info("the switch %s was not made: %s", plan, error)
+            else:
                 log.exception("the switch %s failed", plan)
             self._end()
             future.set_exception(error)
@@ -199,6 +213,14 @@ class Switching:
             self._end()
             future.set_result(report)
 
+    def _places(self) -> list[Place]:
+        """All instances as they are; the engine's thread changes them."""
+        return list(self._host.deployment.places)
+
+    def _instances(self) -> dict[str, Instance]:
+        """Likewise."""
+        return dict(self._host.deployment.instances)
+
     def _end(self) -> None:
         self.current = None
         self._one_at_a_time.release()
@@ -211,7 +233,7 @@ class Switching:
         changes = self._prepare(plan)
         compiled = len(self._host.deployment.programs) - programs
         prepare_s = clock.lap()
-        goes_on, there = {change.mesh.name for change in changes}, self._host.deployment.instances
+        goes_on, there = {change.mesh.name for change in changes}, self._instances()
         ends = [place.name for place in plan.before if place.name in there and place.name not in goes_on]
         concerned = [*ends, *(change.mesh.name for change in changes if change.before)]
         try:
@@ -232,7 +254,7 @@ class Switching:
         was = {place.name: place for place in plan.before}
         changes = [self._change(place, may_keep_kv(was.get(place.name), place)) for place in plan.after]
         gone = {place.name for place in plan.before}
-        staying = [i for name, i in deployment.instances.items() if name not in gone]
+        staying = [i for name, i in self._instances().items() if name not in gone]
         everything = [i.spec for i in staying] + [change.shaped.spec for change in changes]
         if not self._host.call(lambda: self._host.roles.could_serve(everything)):
             raise SwitchRefused("requests that are being served would not fit the instances that are left")
@@ -317,7 +339,7 @@ class Switching:
         parts: Parts = {}
         moved = 0
         for part, (split, shapes) in change.shaped.parts.items():
-            owners = [i.parts[part][1] for i in deployment.instances.values() if part in i.parts]
+            owners = [i.parts[part][1] for i in self._instances().values() if part in i.parts]
             copies = zip(*owners) if owners else ((),) * len(shapes)
             leaves = gather_shards([(some, shape.sharding) for some, shape in zip(copies, shapes, strict=True)])
             mine = set(change.before.submesh.devices) if change.before and part in change.before.parts else set()
@@ -338,9 +360,11 @@ class Switching:
                 change.made.take_over(change.before, kv=change.keeps_kv, mm=change.keeps_mm)
         self._host.roles.go_over(ends, [instance.spec for instance in made])
         for name in ends:
+            self._host.waiters.drop(name)
             del deployment.instances[name]
         deployment.instances.update({instance.name: instance for instance in made})
         deployment.places[:] = after_switch(deployment.places, plan)
+        self._host.outages.came_back(plan.instance)
         if not missing(deployment.places):  # else a rescue is on its way
             self._host.give_up()  # only what fits nowhere any more; what was hopeless is not
 
@@ -356,7 +380,7 @@ class Switching:
 
         try:
             self._host.call(restore)
-        except SwitchRefused:
+        except EngineEnded:
             log.info("the engine ended during a switch")
 
 

@@ -16,6 +16,7 @@ from epdjax.serving.audit import audit
 from epdjax.serving.errors import AnswerFailed, NotFinite, PreprocessingFailed, RequestError, StepFailed
 from epdjax.serving.instance import Instance
 from epdjax.serving.outputs import RequestOutput
+from epdjax.serving.waiter import Waiter
 from tests.serving.deployments import CONVERSATIONS, ask, eventually, make_llm, picture
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -252,3 +253,80 @@ def test_a_processor_that_crashes(llm: LLM, expected: dict, monkeypatch: pytest.
         with pytest.raises(PreprocessingFailed, match="the server's log has more"):
             llm.chat(VICTIM, GREEDY)
     assert tokens(bystander) == expected["bystander"]
+
+
+def hold_up(llm: LLM, monkeypatch: pytest.MonkeyPatch, instance: str, lane: str, times: int) -> list[Callable]:
+    """The next results of a lane are not heard of; returns what would tell of each, late."""
+    late: list[Callable] = []
+    original = Waiter.watch
+
+    def watch(self: Waiter, arrays: Any, fetch: bool, report: Callable) -> None:
+        if len(late) < times and self.name == f"epdjax-{instance}-{lane}":
+            late.append(lambda: report(arrays, None))
+        else:
+            original(self, arrays, fetch, report)
+
+    monkeypatch.setattr(Waiter, "watch", watch)
+    return late
+
+
+@pytest.mark.parametrize(("destination", "kind"), [("i1", "MoveMM"), ("i2", "MoveKV")])
+def test_a_move_that_does_not_end(
+    llm: LLM, expected: dict, destination: str, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """It is made again, nobody is blamed for it, and when it ends after all nothing is written."""
+    monkeypatch.setattr(llm._engine.outages, "_move_s", 0.2)
+    late = hold_up(llm, monkeypatch, destination, "move", 1)
+    with caplog.at_level("ERROR", "epdjax.serving.engine"):
+        assert tokens(start(llm, VICTIM, GREEDY)) == expected["victim"]
+    assert [record.message.split(" on ")[0] for record in caplog.records] == [kind]
+    assert "has not ended within 0.2 s" in str(caplog.records[0].exc_info[1])
+    assert not llm._engine.outages.lost
+    bystander = start(llm, BYSTANDER, LONG)
+    late[0]()
+    assert tokens(bystander) == expected["bystander"], "it holds blocks that were to be written"
+
+
+def test_waiting_that_cannot_begin(llm: LLM, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of a result to the host cannot be started: a failure like any of the step itself."""
+    failures: list[Exception] = []
+    failing = once(Waiter.watch, RuntimeError("no copy"), failures, lambda self, arrays, fetch, report: fetch)
+    monkeypatch.setattr(Waiter, "watch", failing)
+    assert tokens(start(llm, VICTIM, GREEDY)) == expected["victim"]
+    assert failures and not llm._engine.outages.lost
+
+
+def test_a_link_that_is_down(checkpoint: Path, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves to one of two D instances never end, whatever its steps do: it is done without, and nobody else is."""
+    with make_llm(checkpoint, "1E1P2D", move_s=0.2) as llm:
+        hold_up(llm, monkeypatch, "i2", "move", 1000)
+        futures = [start(llm, BYSTANDER, GREEDY) for _ in range(12)]
+        together = {tokens(future) for future in futures}
+        for _ in range(20):
+            if llm._engine.outages.lost:
+                break
+            together.add(tokens(start(llm, BYSTANDER, GREEDY)))
+        assert together == {expected["bystander"][:12]}
+        assert set(llm._engine.outages.lost) == {"i2"}
+        assert "moves to or from it do not end within 0.2 s" in llm._engine.outages.lost["i2"].why
+        eventually(lambda: llm._engine.scheduler.idle)
+        audit(llm._engine.scheduler)
+
+
+@pytest.mark.parametrize("pool", ["kv", "slot", "mm"])
+def test_books_that_do_not_balance(llm: LLM, expected: dict, pool: str, caplog: Any) -> None:
+    """A bug lets blocks leak. When nothing is served any more they are found missing, and got back."""
+    engine = llm._engine
+    ledger = engine.scheduler.instances["i1"]
+
+    def leak() -> None:
+        engine.scheduler.queued.units += 3
+        assert ledger.pools[pool].take(ledger.pools[pool].available) is not None
+
+    with caplog.at_level("ERROR", "epdjax.serving.engine"):
+        engine.call(leak)
+        assert tokens(start(llm, VICTIM, GREEDY)) == expected["victim"]
+    capacity = ledger.pools[pool].capacity
+    assert f"i1 {pool}: 0 holds, {capacity} counted" in str(caplog.records[0].exc_info[1])
+    assert len(caplog.records) == 1, "it is well from then on"
+    assert engine.dead is None

@@ -2,6 +2,7 @@
 and nothing waits for ever."""
 
 import collections
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -210,6 +211,31 @@ class Machine(RuleBasedStateMachine):
         self.end(self.scheduler.failed(work, self.now))
         self.start()
 
+    def under_way(self) -> list[Work]:
+        return [work for lane in self.lanes.values() for work in lane if isinstance(work, (MoveMM, MoveKV))]
+
+    @precondition(lambda self: self.under_way())
+    @rule(pick=st.integers(0, 100))
+    def hang(self, pick: int) -> None:
+        """A move does not end in time. It is void from then on: what comes of it is not looked at, so it never lands in
+        a block that somebody else has meanwhile."""
+        moves = self.under_way()
+        work = moves[pick % len(moves)]
+        assert self.scheduler.overdue_moves(self.now, 1e6) == []
+        behind = {
+            step.work_id
+            for step in self.lanes.get((work.source, "compute"), ())
+            if isinstance(work, MoveKV) and step.work_id < work.work_id
+        }
+        assert (work in self.scheduler.overdue_moves(self.now + 1e6, 1e5)) == (not behind)
+        assert self.scheduler.move_watch.since <= self.now
+        self.lanes[work.instance, "move"].remove(work)
+        self.memory.gathered.pop(work.work_id, None)
+        self.end(self.scheduler.failed(work, self.now))
+        assert not self.scheduler.is_running(work)
+        assert work not in self.scheduler.overdue_moves(math.inf, 0.0)
+        self.start()
+
     @precondition(lambda self: self.live)
     @rule(pick=st.integers(0, 100))
     def lose_instance_pools(self, pick: int) -> None:
@@ -347,6 +373,7 @@ def test_busy_walks(random: Random, layout: str) -> None:
         (4, lambda: machine.abort(pick()), lambda: machine.live),
         (6, lambda: machine.preempt(pick()), lambda: machine.live),
         (4, lambda: machine.fail(pick()), machine.outstanding),
+        (3, lambda: machine.hang(pick()), machine.under_way),
         (1, lambda: machine.lose_instance_pools(pick()), lambda: machine.live),
         (
             12,

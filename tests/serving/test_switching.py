@@ -17,7 +17,7 @@ from epdjax.mesh.places import spec_of
 from epdjax.serving import role_plans
 from epdjax.serving.audit import audit
 from epdjax.serving.controller import ControllerSettings
-from epdjax.serving.errors import ServiceUnavailable
+from epdjax.serving.errors import EngineEnded, ServiceUnavailable
 from epdjax.serving.role_plans import SwitchRefused
 from epdjax.serving.workshop import Workshop
 from tests.serving.deployments import CONVERSATIONS, ask, make_llm, picture
@@ -204,8 +204,10 @@ def test_not_while_shutting_down(checkpoint: Path) -> None:
     llm = make_llm(checkpoint, "1E2P1D")
     plan = llm.switch_roles("i1", "D", dry_run=True)
     llm.shutdown()
-    with pytest.raises(SwitchRefused, match="shut"):
+    with pytest.raises(EngineEnded, match="shut"):
         llm._engine.switch(plan)
+    with pytest.raises(EngineEnded, match="shut"):
+        llm._engine.call(lambda: None)
 
 
 @pytest.mark.slow
@@ -297,11 +299,12 @@ def test_an_instance_that_hangs(checkpoint: Path, expected: list[tuple[int, ...]
     """Its steps never end. What was under way there is done again elsewhere; what it says later is not heard."""
     with make_llm(checkpoint, "1E1P2D", hang_s=5.0) as llm:
         late: list[Callable[[], None]] = []
-        waiter = llm._engine.waiter("i2", "compute")
-        watch = waiter.watch
+        waiter = llm._engine.call(lambda: llm._engine.waiters.of("i2", "compute"))
         with Crowd(llm, expected) as crowd:
             crowd.wait_for(4)
-            waiter.watch = lambda *args: late.append(lambda: watch(*args))  # type: ignore[method-assign]
+            waiter.watch = lambda arrays, _, report: late.append(  # type: ignore[method-assign]
+                lambda: report(jax.device_get(arrays), None)
+            )
             crowd.wait_until(lambda: "i2" not in llm.deployment.instances)
             for call in late:
                 call()
