@@ -33,6 +33,7 @@ COPIES = 8
 """Times that pixels are in memory at the worst moment, while they are decoded, handed over and resized (measured: a
 picture of 27 MB takes 90 MB more in its decoder and 125 MB here)."""
 LARGE_BYTES = 64 << 20
+MOST_PARTS = 16384  # whatever the context: looking at them takes 20 ms
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ def text_bounds(processor: Processor, limits: ServingLimits, max_model_len: int)
     characters, parts = limits.max_prompt_chars, limits.max_prompt_parts
     return TextBounds(
         max_model_len * processor.longest_token_chars if characters is None else characters,
-        max(2 * max_model_len, 64) if parts is None else parts,
+        max(64, min(2 * max_model_len, MOST_PARTS)) if parts is None else parts,
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 import uuid
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from epdjax.serving.errors import RequestError, StepFailed
 from epdjax.serving.http import answers, protocol
 from epdjax.serving.http.clients import client_of
+from epdjax.serving.http.engine import Engine
 from epdjax.serving.http.errors import (
     ModelNotFound,
     error_response,
@@ -77,13 +79,11 @@ class ChatExchange(Response):
         self, body: bytearray, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
         client = client_of(dict(scope))
-        request, payloads = await self._read(body, client)
+        asked = await self._read(body, client)
         del body
-        params, urgency = request.sampling_params(), request.urgency()
-        messages, request.messages = validate_messages(request.messages, payloads), []
-        del payloads
-        prepared = await self._service.llm.prepare(messages, client)
-        del messages
+        request, params, urgency = asked.request, asked.params, asked.urgency
+        prepared = await self._service.llm.prepare(asked.messages, client)
+        del asked
         release()
         model = self._service.llm.model_name
         async with aclosing(self._outputs(prepared, params, urgency)) as outputs:
@@ -100,24 +100,11 @@ class ChatExchange(Response):
         content = answers.completion(self._id, model, self._created, answer)
         await JSONResponse(content)(scope, receive, send)
 
-    async def _read(self, body: bytearray, client: str) -> tuple[protocol.ChatRequest, Payloads]:
-        """A request without its media, and these."""
-        llm = self._service.llm
-
-        def parse() -> tuple[protocol.ChatRequest, Payloads]:
-            payloads = Payloads(body)
-            payloads.check(llm.text_bounds)
-            return protocol.parse_chat_request(payloads.json), payloads
-
+    async def _read(self, body: bytearray, client: str) -> "_Asked":
         if len(body) <= PARSE_INLINE_BYTES:
-            request, payloads = parse()
-        else:
-            request, payloads = await asyncio.wrap_future(self._service.parsers.submit(client, parse))
-        if request.model != llm.model_name:
-            raise ModelNotFound(
-                f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model"
-            )
-        return request, payloads
+            return _understand(body, self._service.llm)
+        llm = self._service.llm
+        return await asyncio.wrap_future(self._service.parsers.submit(client, lambda: _understand(body, llm)))
 
     async def _outputs(
         self, prepared: Any, params: SamplingParams, urgency: Urgency
@@ -167,6 +154,28 @@ class ChatExchange(Response):
                 await response(scope, incoming, send)
                 return
             await self._send(send, answers.event(error) + answers.DONE, more=False)
+
+
+@dataclasses.dataclass
+class _Asked:
+    """A request, taken apart."""
+
+    request: protocol.ChatRequest
+    messages: list[dict[str, Any]]
+    params: SamplingParams
+    urgency: Urgency
+
+
+def _understand(body: bytearray, llm: Engine) -> _Asked:
+    """Reads a body: everything that can be wrong with it, in the order of what it costs to find out."""
+    payloads = Payloads(body)
+    payloads.check(llm.text_bounds)
+    request = protocol.parse_chat_request(payloads.json)
+    if request.model != llm.model_name:
+        raise ModelNotFound(f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model")
+    params, urgency = request.sampling_params(), request.urgency()
+    messages, request.messages = validate_messages(request.messages, payloads), []
+    return _Asked(request, messages, params, urgency)
 
 
 async def _last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
