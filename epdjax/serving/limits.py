@@ -31,8 +31,8 @@ class ServingLimits:
         allowed_local_media_path: the folder below which `file:` URLs and paths may be read; None: no local files.
         max_prompt_chars: most characters of all texts of one request, before they are tokenised; None: as many as the
             context could hold if every token were the longest there is.
-        max_prompt_parts: most messages and parts of one request together; None: twice the tokens of the context, at most
-            16384.
+        max_prompt_parts: most messages and parts of one request together; None: twice the tokens of the context, and no
+            more than 16384.
         media_timeout_s: seconds that all downloads of one request may take together.
         decode_timeout_s: seconds that decoding all media of one request may take together.
         max_decoded_bytes: most bytes of memory that decoding media and cutting them into encode units takes at a time,
