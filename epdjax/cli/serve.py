@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="decode steps that other steps may last where an instance also decodes (default: %(default)s)",
     )
+    add("--max-output-tokens", type=int, metavar="N", help="longest answer; default: what the context leaves")
     add(
         "--request-timeout",
         type=float,
@@ -146,7 +147,7 @@ def engine_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """`EngineConfig` fields from parsed arguments."""
     same = (
         "mesh served_model_name dtype max_model_len max_seqs max_chunk max_units block_size kv_blocks mm_blocks "
-        "memory_share order assignment decode_pace attention max_requests buckets"
+        "memory_share order assignment max_output_tokens decode_pace attention max_requests buckets"
     )
     cache = arguments.compile_cache
     return {

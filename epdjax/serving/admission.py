@@ -42,10 +42,28 @@ class SchedulerConfig:
 
 @dataclasses.dataclass
 class Queued:
-    """Encode units that wait, and the media of all live requests."""
+    """Encode units that wait, and the media of all live requests.
+
+    Attributes:
+        expected: requests that will follow live ones, and have been let in with them. expected_units,
+            expected_media_bytes: theirs.
+    """
 
     units: int = 0
     media_bytes: int = 0
+    expected: int = 0
+    expected_units: int = 0
+    expected_media_bytes: int = 0
+
+    def expect(self, spec: RequestSpec, more: int) -> None:
+        """So many more requests like this one will follow, or fewer."""
+        self.expected += more
+        self.expected_units += more * spec.units
+        self.expected_media_bytes += more * spec.media_bytes
+
+    def clear(self) -> None:
+        """Nothing waits."""
+        self.units = self.media_bytes = self.expected = self.expected_units = self.expected_media_bytes = 0
 
 
 def check_served(spec: RequestSpec, unserved: str) -> None:
@@ -111,14 +129,16 @@ def check_fits(spec: RequestSpec, config: SchedulerConfig, ledgers: Sequence[Led
 
 
 def check_load(spec: RequestSpec, config: SchedulerConfig, live_requests: int, queued: Queued) -> None:
-    """Refuse what the queues have no room for now.
+    """Refuse what the queues have no room for now; a request for several answers counts as so many.
 
     Raises:
         Overloaded: says which queue is full.
     """
-    if live_requests >= config.max_requests:
-        raise Overloaded(f"{config.max_requests} requests are being served; try again", retry_after_s=1.0)
-    if spec.unit_tokens and queued.units + len(spec.unit_tokens) > config.max_queued_units:
-        raise Overloaded(f"{queued.units} encode units are queued; try again", retry_after_s=1.0)
-    if spec.media_bytes and queued.media_bytes + spec.media_bytes > config.max_media_bytes:
-        raise Overloaded(f"{queued.media_bytes >> 20} MiB of media are held; try again", retry_after_s=1.0)
+    requests = live_requests + queued.expected
+    units, media_bytes = queued.units + queued.expected_units, queued.media_bytes + queued.expected_media_bytes
+    if requests + spec.answers > config.max_requests:
+        raise Overloaded(f"{requests} of {config.max_requests} requests are being served; try again", retry_after_s=1.0)
+    if spec.units and units + spec.answers * spec.units > config.max_queued_units:
+        raise Overloaded(f"{units} encode units are queued; try again", retry_after_s=1.0)
+    if spec.media_bytes and media_bytes + spec.answers * spec.media_bytes > config.max_media_bytes:
+        raise Overloaded(f"{media_bytes >> 20} MiB of media are held; try again", retry_after_s=1.0)

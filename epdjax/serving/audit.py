@@ -29,6 +29,8 @@ def audit(scheduler: Scheduler) -> None:
         _audit_queues(scheduler, ledger)
     pending = sum(r.spec.media_bytes for r in scheduler.requests.values())
     assert scheduler.queued.media_bytes == pending, f"media bytes: {scheduler.queued.media_bytes} != {pending}"
+    expected = sum(r.to_follow for r in scheduler.requests.values())
+    assert scheduler.queued.expected == expected, f"{scheduler.queued.expected} requests to follow, {expected} known"
     limited = sum(r.deadline < math.inf for r in scheduler.requests.values())
     assert scheduler.deadlines == limited, f"{scheduler.deadlines} deadlines, {limited} requests with one"
     if scheduler.idle:

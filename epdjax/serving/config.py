@@ -37,6 +37,8 @@ class EngineConfig:
         attention: kernel that stages attend with where it can be used, see `epdjax.serving.attention.rules`; ``auto``:
             the best for each.
         order, assignment: scheduling policies, one for all stages or ``encode=sjf,prefill=deadline``.
+        max_output_tokens: longest answer that a request may ask for, and gets where it does not say; None: what the
+            context leaves.
         request_timeout_s: a request that is not finished after so many seconds ends in an error, whatever it asked for;
             None: no limit.
         slo_s: the first token of a request that says nothing else is due after so many seconds (order ``deadline``).
@@ -77,8 +79,9 @@ class EngineConfig:
     max_media_bytes: int = 4 << 30
     irp: bool = True
     attention: str = "auto"
-    order: str = "fcfs"
+    order: str = "fair"
     assignment: str = "cache-aware"
+    max_output_tokens: int | None = None
     request_timeout_s: float | None = None
     slo_s: float = 10.0
     decode_pace: float = 4.0
@@ -97,7 +100,7 @@ class EngineConfig:
         whole = (
             "block_size max_seqs max_chunk max_units max_requests max_queued_units max_media_bytes preprocess_threads"
         )
-        for name in [*whole.split(), "max_model_len", "kv_blocks", "mm_blocks"]:
+        for name in [*whole.split(), "max_model_len", "kv_blocks", "mm_blocks", "max_output_tokens"]:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -28,7 +28,6 @@ from epdjax.serving.errors import (
     DeadlineExceeded,
     EngineEnded,
     NotFinite,
-    Overloaded,
     RequestError,
     ServiceUnavailable,
     StepFailed,
@@ -229,12 +228,8 @@ class Engine:
                 return
 
     def _arrive(self, request: LiveRequest) -> None:
-        most = self.deployment.scheduling.max_requests
-        taken = sum(1 + len(other.followers) for other in self.live.values())
         if self._closing:
             request.sink(ServiceUnavailable("the engine is shutting down and takes no more requests"))
-        elif taken + 1 + len(request.followers) > most:
-            request.sink(Overloaded(f"{taken} of {most} requests are being served; try again", retry_after_s=1.0))
         else:
             self._enter(request)
 

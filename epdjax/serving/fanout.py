@@ -2,7 +2,8 @@
 
 The first enters alone. The others follow when it has its first token (`LiveRequest.followers`), so that they find its
 prompt's KV and its MM tokens in the caches instead of making them again. Room for all of them is kept from the start:
-the engine counts a request's followers as requests, and takes all of them or refuses the first.
+the scheduler counts a request's followers as requests (`RequestSpec.answers`), and takes all of them or refuses the
+first.
 """
 
 import dataclasses

@@ -98,6 +98,10 @@ class LiveRequest:
         priority: int = 0,
         timeout_s: float = math.inf,
         slo_s: float = math.inf,
+        client: str = "",
+        user: str = "",
+        answers: int = 1,
+        follows: str = "",
     ) -> "LiveRequest":
         """Lay out a processed prompt unit by unit.
 
@@ -106,7 +110,7 @@ class LiveRequest:
             unit_sizes: declared sizes of encode units.
             keys: of the prompt's contents.
             seed: int32.
-            priority, timeout_s, slo_s: see `RequestSpec`.
+            priority, timeout_s, slo_s, client, user, answers, follows: see `RequestSpec`.
 
         Raises:
             TooLong: a unit is larger than any of them.
@@ -132,6 +136,10 @@ class LiveRequest:
             priority=priority,
             timeout_s=timeout_s,
             slo_s=slo_s,
+            client=client,
+            user=user,
+            answers=answers,
+            follows=follows,
         )
         return cls(
             spec,

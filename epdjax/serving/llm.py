@@ -121,7 +121,13 @@ class _Serving:
                 f"the prompt has {length} tokens, which leaves no room for an answer in the context of "
                 f"{self.max_model_len}; shorten it, or send fewer or smaller pictures"
             )
-        max_tokens = room if params.max_tokens is None else params.max_tokens
+        most = self.config.max_output_tokens
+        if most is not None and params.max_tokens is not None and params.max_tokens > most:
+            raise InvalidRequest(
+                f"max_tokens is {params.max_tokens} and answers here have {most} tokens at most (--max-output-tokens)",
+                param="max_tokens",
+            )
+        max_tokens = min(room, most or room) if params.max_tokens is None else params.max_tokens
         self._check_params(params, max_tokens)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         request_id = request_id or f"request-{next(self._ids)}"
@@ -146,6 +152,10 @@ class _Serving:
                 priority=urgency.priority,
                 timeout_s=min(urgency.timeout_s or math.inf, self.config.request_timeout_s or math.inf),
                 slo_s=urgency.slo_s or self.config.slo_s,
+                client=urgency.client,
+                user=urgency.user,
+                answers=params.n if index == 0 else 1,
+                follows="" if index == 0 else request_id,
             )
             for index, some_id in enumerate(ids)
         )

@@ -13,6 +13,7 @@ MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
 MAX_PRIORITY = 100
 MAX_SECONDS = 1e6
+MAX_NAME_CHARS = 256  # of a client or user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +118,14 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True)
 class Urgency:
-    """How soon a request wants its answer.
+    """How soon a request wants its answer, and who asks.
 
     Attributes:
         priority: lower goes earlier, as in vLLM. One step is worth `policies.PRIORITY_S` seconds of waiting.
         timeout_s: it ends in an error if it is not finished so many seconds after it came; None: the engine's limit.
         slo_s: its first token is due after so many seconds, which the order ``deadline`` goes by; None: the engine's.
+        client: who sends it, as far as the server knows: its requests share one turn in the order ``fair``.
+        user: for whom of its own users, as the client says; they share the client's turn.
 
     Raises:
         InvalidRequest: a value out of range, named.
@@ -131,9 +134,14 @@ class Urgency:
     priority: int = 0
     timeout_s: float | None = None
     slo_s: float | None = None
+    client: str = ""
+    user: str = ""
 
     def __post_init__(self) -> None:
         _whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        for name in ("client", "user"):
+            if not isinstance(getattr(self, name), str) or len(getattr(self, name)) > MAX_NAME_CHARS:
+                raise InvalidRequest(f"{name} must be a text of at most {MAX_NAME_CHARS} characters", param=name)
         for name in ("timeout_s", "slo_s"):
             if (value := getattr(self, name)) is not None:
                 _real(name, value, 0.0, MAX_SECONDS)

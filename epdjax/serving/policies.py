@@ -5,9 +5,11 @@ with the time of arrival, so of all requests still to come only finitely many ca
 starves, whatever the policy and the priorities.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from epdjax.serving.fair_share import FairShare
 from epdjax.serving.request import RequestSpec
 
 STAGES = {"encode": "E", "prefill": "P", "decode": "D"}
@@ -17,8 +19,30 @@ seconds earlier."""
 SJF_TOKEN_S = 0.01
 """How long a longer job lets shorter ones pass, seconds for each token that it is longer."""
 
-Order = Callable[[RequestSpec, str, float], float]
-"""(request, role, arrival in seconds) -> virtual time in seconds."""
+
+class Order(Protocol):
+    """Gives requests their virtual times. One object per stage; it may keep state."""
+
+    def virtual_time(self, spec: RequestSpec, role: str, arrived: float) -> float:
+        """Seconds, of a request that arrives at `arrived` seconds."""
+        ...
+
+    def started(self, virtual_time: float) -> None:
+        """The stage has begun with a request; its virtual time, priority included."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ByItself:
+    """An order that looks at nothing but the request."""
+
+    rule: Callable[[RequestSpec, str, float], float]
+
+    def virtual_time(self, spec: RequestSpec, role: str, arrived: float) -> float:
+        return self.rule(spec, role, arrived)
+
+    def started(self, virtual_time: float) -> None:
+        """Makes no difference."""
 
 
 def fcfs(spec: RequestSpec, role: str, arrived: float) -> float:
@@ -37,12 +61,17 @@ def deadline(spec: RequestSpec, role: str, arrived: float) -> float:
     return arrived + spec.slo_s
 
 
-ORDERS: dict[str, Order] = {"fcfs": fcfs, "sjf": sjf, "deadline": deadline}
+ORDERS: dict[str, Callable[[], Order]] = {
+    "fcfs": lambda: ByItself(fcfs),
+    "sjf": lambda: ByItself(sjf),
+    "deadline": lambda: ByItself(deadline),
+    "fair": FairShare,
+}
 
 
 def rank(order: Order, spec: RequestSpec, role: str, arrived: float, number: int) -> tuple[float, int]:
     """Sort key of a request at a stage, priority included; `number` breaks ties."""
-    return (order(spec, role, arrived) + PRIORITY_S * spec.priority, number)
+    return (order.virtual_time(spec, role, arrived) + PRIORITY_S * spec.priority, number)
 
 
 class Assignment(Protocol):

@@ -42,6 +42,9 @@ class RequestSpec:
         priority: lower goes earlier, as in vLLM; see `policies.PRIORITY_S`.
         slo_s: its first token is due so many seconds after its arrival; what the deadline policy goes by.
         timeout_s: it ends in an error if it is not finished so many seconds after its arrival.
+        client, user: whose it is, and of which of his users, as far as the server knows; what the order ``fair`` goes
+            by.
+        answers: it stands for so many requests; the others follow it (`follows` is its id) and were let in with it.
         media_bytes: host memory its media take. They are kept until the request ends, since a preempted request may
             need them again.
     """
@@ -59,6 +62,10 @@ class RequestSpec:
     priority: int = 0
     slo_s: float = 10.0
     timeout_s: float = math.inf
+    client: str = ""
+    user: str = ""
+    answers: int = 1
+    follows: str = ""
 
     @property
     def total_tokens(self) -> int:
@@ -112,6 +119,8 @@ class Request:
         returns: where nobody else has room for it, it goes on where it was.
         failures: its steps and moves that failed. suspect: it has got nowhere since the last one, and runs alone.
         avoid: the instances where that was.
+        to_follow: requests for which there is room kept, see `RequestSpec.answers`.
+        begun: the roles that were begun with.
     """
 
     spec: RequestSpec
@@ -138,6 +147,8 @@ class Request:
     failures: int = 0
     suspect: bool = False
     avoid: set[str] = dataclasses.field(default_factory=set)
+    to_follow: int = 0
+    begun: str = ""
 
     @property
     def request_id(self) -> str:

@@ -60,7 +60,7 @@ class Scheduler:
         self.queued = Queued()
         self.hopeless = False  # what is not served now will not be soon
         self._deadlines: Ranked[Request] = Ranked()
-        self._orders = {role: ORDERS[name] for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
+        self._orders = {role: ORDERS[name]() for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
         self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
         self._running: dict[int, Work] = {}  # all work that was started and has not ended
@@ -105,10 +105,16 @@ class Scheduler:
         if self.hopeless:
             check_served(spec, self.unserved)
         check_fits(spec, self.config, list(self.instances.values()))
-        check_load(spec, self.config, len(self.requests), self.queued)
+        first = self.requests.get(spec.follows)
+        if first is not None and first.to_follow:
+            first.to_follow -= 1
+            self.queued.expect(spec, -1)
+        else:
+            check_load(spec, self.config, len(self.requests), self.queued)
         number = next(self._numbers)
         ranks = {role: rank(order, spec, role, now, number) for role, order in self._orders.items()}
-        request = Request(spec, now, ranks)
+        request = Request(spec, now, ranks, to_follow=spec.answers - 1)
+        self.queued.expect(spec, request.to_follow)
         self.requests[spec.request_id] = request
         self.meter.arrived(request)
         self.queued.media_bytes += spec.media_bytes
@@ -317,9 +323,12 @@ class Scheduler:
         self._running.clear()
         self._deadlines = Ranked()
         self.move_watch.clear()
-        self.queued.units = self.queued.media_bytes = 0
-        for stage in (self.entry, self.encoding, self.moves, *self.instances.values()):
-            stage.renew()
+        self.queued.clear()
+        self.entry.renew()
+        self.encoding.renew()
+        self.moves.renew()
+        for ledger in self.instances.values():
+            ledger.renew()
 
     def counts(self) -> dict[str, int]:
         """Live requests by state."""
@@ -341,7 +350,18 @@ class Scheduler:
             ledger.watch.began(work, now)
         for request_id in request_ids(work):
             self.requests[request_id].in_flight += 1
+        self._tell_order(work)
         return work
+
+    def _tell_order(self, work: Work) -> None:
+        """A stage begins with some requests."""
+        role = {Encode: "E", Prefill: "P", Decode: "D"}.get(type(work), "")
+        names = (unit.request_id for unit in work.units) if isinstance(work, Encode) else request_ids(work)
+        for name in names if role else ():
+            request = self.requests[name]
+            if role not in request.begun:
+                request.begun += role
+                self._orders[role].started(request.ranks[role][0])
 
     def _one_for(self, ledger: Ledger) -> Work | None:
         make: dict[str, Callable[[Ledger], Work | None]] = {
@@ -447,6 +467,8 @@ class Scheduler:
         if request.deadline < math.inf:
             self._deadlines.pop((request.deadline, request.number))
         self.queued.media_bytes -= request.spec.media_bytes
+        self.queued.expect(request.spec, -request.to_follow)
+        request.to_follow = 0
         self.departures.leave_queues(request)
         if request.in_flight:
             self.leaving[request.request_id] = request

@@ -245,3 +245,13 @@ def test_what_this_model_cannot_do_is_refused(llm: LLM, params: SamplingParams, 
     with pytest.raises(InvalidRequest) as error:
         answer(llm, params)
     assert error.value.param == param
+
+
+def test_the_longest_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "config", dataclasses.replace(llm.config, max_output_tokens=5))
+    for asked in (None, 5, 3):
+        out = answer(llm, dataclasses.replace(GREEDY, max_tokens=asked), "text only")
+        assert len(out.token_ids) == (asked or 5)
+    with pytest.raises(InvalidRequest, match="max_tokens is 6 and answers here have 5 tokens at most") as error:
+        answer(llm, dataclasses.replace(GREEDY, max_tokens=6), "text only")
+    assert error.value.param == "max_tokens"
