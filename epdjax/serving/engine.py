@@ -390,7 +390,7 @@ class Engine:
         elif event.reason == "error":
             self._close(request, StepFailed(f"a step of this request failed: {_short(error)}; try again"))
         else:
-            request.detokenizer.finish()
+            request.finish()
             self._close(request, request.output(event.reason))
 
     def give_up(self) -> None:

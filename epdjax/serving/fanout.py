@@ -6,7 +6,6 @@ the scheduler counts a request's followers as requests (`RequestSpec.answers`), 
 first.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from epdjax.serving.errors import RequestError
@@ -45,9 +44,7 @@ class Answers:
             self._cached_tokens = output.cached_tokens
         if answer.finish_reason == "abort":
             self._end()
-            self._answers = [
-                one if one.finish_reason else dataclasses.replace(one, finish_reason="abort") for one in self._answers
-            ]
+            self._answers = [one if one.finish_reason else one.ended("abort") for one in self._answers]
         finished = all(one.finish_reason for one in self._answers)
         self._over = self._over or finished
         self._sink(

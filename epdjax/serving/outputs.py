@@ -1,7 +1,10 @@
 """What a request gives back while it runs and when it ends."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from epdjax.serving.growing import TextView
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -23,18 +26,55 @@ class TokenLogprob:
     top: tuple["TokenLogprob", ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
 class CompletionOutput:
     """The answer so far: `text` and `token_ids` are cumulative; the text never ends in half a character.
 
-    `logprobs` has an entry for each of `token_ids` where they were asked for, and is None elsewhere.
+    Attributes:
+        index: its number among the answers to one prompt.
+        token_ids: of the answer; like a tuple.
+        finish_reason: why it ended; None while it goes on.
+        logprobs: an entry for each of `token_ids` where they were asked for, and None elsewhere; like a tuple.
     """
 
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprob, ...] | None = None
+    __slots__ = ("_text", "finish_reason", "index", "logprobs", "token_ids")
+
+    def __init__(
+        self,
+        index: int,
+        text: str | TextView,
+        token_ids: Sequence[int],
+        finish_reason: FinishReason | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
+    ):
+        self._text, self.index, self.token_ids = text, index, token_ids
+        self.finish_reason, self.logprobs = finish_reason, logprobs
+
+    @property
+    def text(self) -> str:
+        """All of the text, put together when it is asked for; see `text_since`."""
+        return str(self._text)
+
+    def text_since(self, characters: int) -> str:
+        """The text without its first characters, which costs only what is returned."""
+        return self._text[characters:] if isinstance(self._text, str) else self._text.since(characters)
+
+    def ended(self, reason: FinishReason) -> "CompletionOutput":
+        """The same, ended."""
+        return CompletionOutput(self.index, self._text, self.token_ids, reason, self.logprobs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CompletionOutput):
+            return NotImplemented
+        return self._all() == other._all()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        index, text, token_ids, reason, logprobs = self._all()
+        return f"CompletionOutput({index=}, {text=}, {token_ids=}, finish_reason={reason!r}, {logprobs=})"
+
+    def _all(self) -> tuple[Any, ...]:
+        return self.index, self.text, self.token_ids, self.finish_reason, self.logprobs
 
 
 @dataclasses.dataclass(frozen=True)

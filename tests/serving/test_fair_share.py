@@ -91,11 +91,12 @@ def test_the_next_request_starts_within_a_bounded_number_of_others(before: list,
             stage.start()
     mine = stage.submit("mine")
     others = iter(meanwhile)
-    for passed in itertools.count():
+    passed = -1
+    started = None
+    while started != mine:
         for client in itertools.islice(others, 3):
             stage.submit(client)
-        if stage.start()[0] == mine:
-            break
+        started, passed = stage.start()[0], passed + 1
     assert passed <= 3 * 3 * 2, "three clients with three users each, two requests of each in any stretch of a turn"
     again = stage.submit("mine")
     for client in "abc" * 30:

@@ -34,7 +34,8 @@ class Epdjax:
     def answer(self, conversations: Sequence[Conversation], lengths: Sequence[int]) -> list[tuple[int, ...]]:
         """All at once; the engine batches."""
         params = [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for length in lengths]
-        return [output.outputs[0].token_ids for output in self.llm.chat(list(conversations), params, raise_errors=True)]
+        outputs = self.llm.chat(list(conversations), params, raise_errors=True)
+        return [tuple(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:
         self.llm.shutdown()

@@ -27,7 +27,7 @@ class Outcome:
     end: str = "lost"
     ttft_s: float | None = None
     gaps_s: list[float] = dataclasses.field(default_factory=list)
-    token_ids: tuple[int, ...] = ()
+    token_ids: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)

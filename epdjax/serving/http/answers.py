@@ -58,7 +58,7 @@ class Events:
                 events.append(self._chunk(output, index, {"role": "assistant", "content": ""}))
         for answer in output.outputs:
             characters, tokens = self._sent[answer.index]
-            text, logprobs = answer.text[characters:], (answer.logprobs or ())[tokens:]
+            text, logprobs = answer.text_since(characters), (answer.logprobs or ())[tokens:]
             if text or logprobs:
                 self._sent[answer.index] = (characters + len(text), tokens + len(logprobs))
                 events.append(self._chunk(output, answer.index, {"content": text}, logprobs=logprobs or None))
