@@ -19,6 +19,7 @@ from epdjax.demo.questions import KINDS, random_question, small_talk
 from epdjax.demo.recipe import IMAGE_SIZE, MAX_TILES, TOKENS_PER_TILE, Stage
 from epdjax.demo.scenes import COLOURS, SHAPES, SIZES, Scene, draw, random_scene
 from epdjax.demo.tokenizer import END, IMAGE, IMAGE_END, IMAGE_START, START
+from epdjax.models.processing.pictures import like_torchvision, resized
 
 # Encode units of a sample -> tokens kept for its questions. Samples of fewer units are padded up to a bucket.
 BUCKETS = {1: 96, 3: 128, 5: 144, 7: 160, 10: 176, 14: 192}
@@ -77,7 +78,7 @@ class Batch:
 
 def image_processor() -> GotOcr2ImageProcessorPil:
     """The tiling of the demo model, as uint8 tiles (the model normalises)."""
-    return GotOcr2ImageProcessorPil(
+    return like_torchvision(GotOcr2ImageProcessorPil)(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         crop_to_patches=True,
         min_patches=1,
@@ -217,8 +218,8 @@ class Sampler:
         for unit in range(batch.pixels.shape[1]):
             scene = random_scene(self.rng, max_things=stage.max_things)
             # What the processor does for a thumbnail, without the tiles.
-            thumbnail = draw(scene, self.rng).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-            batch.pixels[row, unit] = np.asarray(thumbnail)
+            whole = np.asarray(draw(scene, self.rng))
+            batch.pixels[row, unit] = resized(whole, IMAGE_SIZE, IMAGE_SIZE, Image.Resampling.BICUBIC)
             (batch.cells[row, unit],), (batch.centres[row, unit],) = cell_targets(scene, (1, 1), False)
             batch.unit_mask[row, unit] = True
 

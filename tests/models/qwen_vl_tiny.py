@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from epdjax.models.media import Video
+from epdjax.models.processing.pictures import like_torchvision, resized
 from tests.models.families.reference import Reference
 from tests.models.tiny import random_checkpoint, tiny_tokenizer
 
@@ -180,7 +181,7 @@ def reference(folder: Path, messages: Sequence[dict[str, Any]], prompter: Any, c
     hf = hf.eval()
     hf.generation_config.eos_token_id = None
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    images = like_torchvision(Qwen2VLImageProcessorPil).from_pretrained(folder)
     path = folder / "video_preprocessor_config.json"
     video_settings = json.loads((path if path.is_file() else folder / "preprocessor_config.json").read_text())
 
@@ -247,7 +248,7 @@ def video_metadata(video: Video) -> Any:
 
 
 def video_patches(video: Video, images: Any, settings: dict[str, Any], clip_size: Any) -> tuple[Any, Any]:
-    """HF's patches and grid of a video whose frames PIL resizes."""
+    """HF's patches and grid of a video whose frames are resized here, as torchvision would."""
     import torch
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -259,7 +260,7 @@ def video_patches(video: Video, images: Any, settings: dict[str, Any], clip_size
         height, width = smart_resize(height, width, factor, *limits)
     else:
         height, width = clip_size(frames, height, width, images.temporal_patch_size, factor, *limits)
-    small = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in video.frames]
+    small = [resized(frame, height, width, Image.Resampling.BICUBIC) for frame in video.frames]
     scaled = (np.stack(small).astype(np.float32) / 255 - np.float32(images.image_mean)) / np.float32(images.image_std)
     tensor = torch.tensor(scaled.astype(np.float32)).permute(0, 3, 1, 2)[None]
     patches, *grid = Qwen3VLVideoProcessor.patchify(

@@ -20,6 +20,7 @@ from epdjax.models.families.internvl.processor import InternVLProcessor
 from epdjax.models.layers import normalise
 from epdjax.models.lmm import LMM
 from epdjax.models.media import Prompt
+from epdjax.models.processing.pictures import like_torchvision
 from tests.models.dense import assert_close, greedy, logits, mm_tokens
 from tests.models.tiny import make_tiny_checkpoint, write_processor_files
 
@@ -104,7 +105,7 @@ def hf_inputs(pair: Pair, messages: list[dict[str, Any]]) -> dict[str, Any]:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = {}
     if images:
-        processor = GotOcr2ImageProcessorPil.from_pretrained(pair.folder)
+        processor = like_torchvision(GotOcr2ImageProcessorPil).from_pretrained(pair.folder)
         out = processor(images, crop_to_patches=True)
         inputs["pixel_values"] = torch.tensor(np.stack(out["pixel_values"]))
         head, *rest = text.split("<IMG_CONTEXT>")

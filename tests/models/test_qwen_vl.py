@@ -22,6 +22,7 @@ from epdjax.models.families.qwen_vl.processor import Qwen2VLProcessor
 from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
 from epdjax.models.families.qwen_vl.vit import QwenVisionConfig, QwenVisionTower
 from epdjax.models.media import EncodeUnit, Video
+from epdjax.models.processing.pictures import like_torchvision
 from epdjax.models.registry import family_for, read_hf_config
 from tests.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from tests.models.qwen_vl_tiny import clip, picture
@@ -62,7 +63,7 @@ def test_patches_are_those_of_the_hf_image_processor(
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(size))
     item, vision = processor.prepare_image(image), processor.config.vision
-    hf = Qwen2VLImageProcessorPil.from_pretrained(processor.folder)
+    hf = like_torchvision(Qwen2VLImageProcessorPil).from_pretrained(processor.folder)
     out = hf(image, do_rescale=False, do_normalize=False)
     (unit,) = item.units
     ours = patches_in_order(unit, vision.cell)

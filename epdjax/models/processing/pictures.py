@@ -1,4 +1,8 @@
-"""Pictures through transformers' own image processors (PIL backend), stopped before they rescale and normalise."""
+"""Pictures through transformers' own image processors (PIL backend), stopped before they rescale and normalise.
+
+Their sizes, tiles and crops are taken as they are. Resizing is done here, so that pixels are within 2 grey levels of
+transformers' default processors (torchvision backend), whatever version of Pillow is there.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +10,65 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import get_resize_output_image_size
 
 from epdjax.models.processing.files import special_token
 
 MAX_PIXELS = 2**28  # of a picture between two steps of processing
+
+
+def resized(pixels_hwc: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """A picture in another size, as torchvision makes it: first across, then down, with bytes in between.
+
+    The order shows, because bytes are clipped in between. Pillow takes this one up to version 12; from 13 on, it goes
+    down first for some sizes.
+
+    Args:
+        pixels_hwc: uint8 ``[height, width, channels]``.
+        height, width: of the new picture, in pixels.
+        resample: PIL's number of the filter.
+    """
+    old_height, old_width = pixels_hwc.shape[:2]
+    if (height, width) == (old_height, old_width):
+        return pixels_hwc
+    if resample == Image.Resampling.NEAREST:  # torchvision's ``NEAREST_EXACT``
+        return pixels_hwc[_nearest(old_height, height)][:, _nearest(old_width, width)]
+    picture, by = Image.fromarray(np.ascontiguousarray(pixels_hwc)), Image.Resampling(resample)
+    return np.asarray(picture.resize((width, old_height), by).resize((width, height), by))
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of `old` pixels is nearest to the middle of each of `new`, in the float32 arithmetic of torch."""
+    middles = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (np.float32(old) / np.float32(new))
+    return np.minimum(middles.astype(np.int64), old - 1)
+
+
+class _Resizer(PilBackend):
+    """transformers' PIL backend, resizing by `resized`."""
+
+    def resize(self, image: np.ndarray, size: Any, resample: int | None = None, **_: Any) -> np.ndarray:
+        """A uint8 picture ``[channels, height, width]`` in another size.
+
+        Raises:
+            ValueError: a `size` that is neither height and width nor a shortest edge alone.
+        """
+        if size.height and size.width:
+            target = (size.height, size.width)
+        elif size.shortest_edge and not size.longest_edge:
+            target = get_resize_output_image_size(
+                image, size.shortest_edge, default_to_square=False, input_data_format="channels_first"
+            )
+        else:
+            raise ValueError(f"the image processor's size is {size}: it must be height and width, or shortest_edge")
+        by = Image.Resampling.BILINEAR if resample is None else resample
+        return resized(image.transpose(1, 2, 0), *target, by).transpose(2, 0, 1)
+
+
+def like_torchvision(processor_class: Any) -> Any:
+    """A PIL-backed image processor of transformers, made to resize as the torchvision-backed one does."""
+    # Behind the class in the order of bases, before the backend: some choose a size and leave the rest to their base.
+    return type(processor_class.__name__, (processor_class, _Resizer), {"__doc__": processor_class.__doc__})
 
 
 def load_image_processor(folder: Path, classes: Mapping[str, type], default: str) -> Any:

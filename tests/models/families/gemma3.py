@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers.processors import TemplateProcessing
 
+from epdjax.models.processing.pictures import like_torchvision
 from tests.models.families.reference import Reference
 from tests.models.judge import picture, run_hf, user
 from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
@@ -204,7 +205,7 @@ def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
 
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     processor = Gemma3Processor(
-        Gemma3ImageProcessorPil.from_pretrained(folder),
+        like_torchvision(Gemma3ImageProcessorPil).from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
         chat_template=(folder / "chat_template.jinja").read_text(),
         image_seq_length=json.loads((folder / "config.json").read_text())["mm_tokens_per_image"],

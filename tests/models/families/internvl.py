@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from epdjax.models.processing.pictures import like_torchvision
 from tests.models.families.reference import Reference
 from tests.models.judge import parts_of, picture, run_hf, user, video
 from tests.models.tiny import CHAT_TEMPLATE, make_tiny_checkpoint
@@ -53,7 +54,7 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
 def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
     """transformers' model on its own processor's prompt; video frames go through its image processor, one tile each.
 
-    (Its video processor needs torchvision, whose resizing is not quite PIL's.)
+    (Its video processor needs torchvision.)
     """
     import torch
     from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, InternVLForConditionalGeneration
@@ -63,7 +64,7 @@ def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
     theirs.tokenizer = tokenizer = AutoTokenizer.from_pretrained(folder)
     theirs.image_token, theirs.image_seq_length = tokenizer.context_image_token, 4
     theirs.start_image_token, theirs.end_image_token = tokenizer.start_image_token, tokenizer.end_image_token
-    processor = GotOcr2ImageProcessorPil.from_pretrained(folder)
+    processor = like_torchvision(GotOcr2ImageProcessorPil).from_pretrained(folder)
     media = {"<IMG_CONTEXT>": iter(parts_of(messages, "image")), "<video>": iter(parts_of(messages, "video"))}
     tiles: list[np.ndarray] = []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers.processors import TemplateProcessing
 
+from epdjax.models.processing.pictures import like_torchvision
 from tests.models.families.reference import Reference
 from tests.models.judge import picture, run_hf, user
 from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
@@ -170,7 +171,7 @@ def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     given = json.loads((folder / "processor_config.json").read_text())
     processor = LlavaProcessor(
-        getattr(transformers, settings["image_processor_type"] + "Pil").from_pretrained(folder),
+        like_torchvision(getattr(transformers, settings["image_processor_type"] + "Pil")).from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
         chat_template=(folder / "chat_template.jinja").read_text(),
         patch_size=given["patch_size"],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from epdjax.models.processing.pictures import like_torchvision
 from tests.models.families.reference import Reference
 from tests.models.judge import parts_of, picture, run_hf, user, video
 from tests.models.tiny import random_checkpoint, tiny_tokenizer, write_files
@@ -163,7 +164,8 @@ def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     settings = json.loads((folder / "processor_config.json").read_text())
     processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
-    processor.tokenizer, processor.image_processor = tokenizer, LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+    processor.tokenizer = tokenizer
+    processor.image_processor = like_torchvision(LlavaOnevisionImageProcessorPil).from_pretrained(folder)
     processor.image_token, processor.video_token = "<image>", "<video>"
     for name in ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio"):
         setattr(processor, name, settings[name])
@@ -180,7 +182,8 @@ def reference(folder: Path, messages: list[dict[str, Any]]) -> Reference:
         with torch.no_grad():
             features += list(model.get_image_features(**made).pooler_output)
     for clip in parts_of(messages, "video"):
-        frames = SiglipImageProcessorPil.from_pretrained(folder)([Image.fromarray(f) for f in clip.frames])
+        resizer = like_torchvision(SiglipImageProcessorPil).from_pretrained(folder)
+        frames = resizer([Image.fromarray(f) for f in clip.frames])
         inputs["pixel_values_videos"] = torch.tensor(np.stack(frames["pixel_values"])[None])
         text = text.replace("<video>", processor.replace_video_token(inputs, 0))
         with torch.no_grad():

@@ -14,7 +14,7 @@ from epdjax.models.families.gemma3.model import Gemma3Config
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token
-from epdjax.models.processing.pictures import load_image_processor, media_token, uint8_pictures
+from epdjax.models.processing.pictures import like_torchvision, load_image_processor, media_token, uint8_pictures
 
 # What HF's Gemma3Processor takes where preprocessor_config.json says null. Pan and scan itself is off there unless a
 # caller asks for it; a checkpoint that says true does.
@@ -33,7 +33,7 @@ class Gemma3Processor(Processor):
     def __init__(self, folder: str | Path, config: Gemma3Config):
         """See `Processor`."""
         super().__init__(folder, config)
-        classes: dict[str, type] = {"Gemma3ImageProcessor": Gemma3ImageProcessorPil}
+        classes: dict[str, type] = {"Gemma3ImageProcessor": like_torchvision(Gemma3ImageProcessorPil)}
         self.image_processor = load_image_processor(self.folder, classes, "Gemma3ImageProcessor")
         self.start = special_token(self.tokenizer, "boi_token", "<start_of_image>")
         self.end = special_token(self.tokenizer, "eoi_token", "<end_of_image>")

@@ -15,6 +15,7 @@ from epdjax.models.families.internvl.model import InternVLConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Video
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token
+from epdjax.models.processing.pictures import like_torchvision
 
 FRAMES = 8  # of a video that are looked at
 
@@ -146,7 +147,7 @@ class InternVLProcessor(TileProcessor):
 
 def _load_image_processor(folder: Path, config: InternVLConfig) -> GotOcr2ImageProcessorPil:
     try:
-        processor = GotOcr2ImageProcessorPil.from_pretrained(folder)
+        processor = like_torchvision(GotOcr2ImageProcessorPil).from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot load the image processor from {folder}: {error}") from error
     size = (processor.size["height"], processor.size["width"])

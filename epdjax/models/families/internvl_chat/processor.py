@@ -12,6 +12,7 @@ from transformers import GotOcr2ImageProcessorPil
 from epdjax.models.families.internvl.processor import FRAMES, TileProcessor
 from epdjax.models.families.internvl_chat.model import Conversation, InternVLChatConfig
 from epdjax.models.processing.files import special_token
+from epdjax.models.processing.pictures import like_torchvision
 
 START, STOP = "<|im_start|>", "<|im_end|>"  # around a message in every conversation format supported
 
@@ -45,7 +46,7 @@ class InternVLChatProcessor(TileProcessor):
         """See `Processor`."""
         super().__init__(folder, config)
         height, width, _ = config.vision.unit_shape
-        self.image_processor = GotOcr2ImageProcessorPil(
+        self.image_processor = like_torchvision(GotOcr2ImageProcessorPil)(
             size={"height": height, "width": width},
             min_patches=config.tiling.least,
             max_patches=config.tiling.most,

@@ -8,12 +8,18 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipIm
 from epdjax.models.families.llava.model import LlavaConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.pictures import load_image_processor, media_token, refuse_enlarged, uint8_pictures
+from epdjax.models.processing.pictures import (
+    like_torchvision,
+    load_image_processor,
+    media_token,
+    refuse_enlarged,
+    uint8_pictures,
+)
 
 _CLASSES: dict[str, type] = {
-    "CLIPImageProcessor": CLIPImageProcessorPil,
-    "LlavaImageProcessor": LlavaImageProcessorPil,
-    "SiglipImageProcessor": SiglipImageProcessorPil,
+    "CLIPImageProcessor": like_torchvision(CLIPImageProcessorPil),
+    "LlavaImageProcessor": like_torchvision(LlavaImageProcessorPil),
+    "SiglipImageProcessor": like_torchvision(SiglipImageProcessorPil),
 }
 
 

@@ -18,7 +18,13 @@ from epdjax.models.families.llava_onevision.mix import frames_mix, tiles_mix
 from epdjax.models.families.llava_onevision.model import LlavaOnevisionConfig
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Mix, Prompt, Video
 from epdjax.models.processing.base import Processor
-from epdjax.models.processing.pictures import checked, load_image_processor, media_token, refuse_enlarged
+from epdjax.models.processing.pictures import (
+    checked,
+    like_torchvision,
+    load_image_processor,
+    media_token,
+    refuse_enlarged,
+)
 from epdjax.models.reading import read_json
 
 FRAMES = 32  # of a video, where the checkpoint does not say: what the model was trained with at most
@@ -32,7 +38,7 @@ class LlavaOnevisionProcessor(Processor):
     def __init__(self, folder: str | Path, config: LlavaOnevisionConfig):
         """See `Processor`."""
         super().__init__(folder, config)
-        classes: dict[str, type] = {"LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil}
+        classes = {"LlavaOnevisionImageProcessor": like_torchvision(LlavaOnevisionImageProcessorPil)}
         self.image_processor = load_image_processor(self.folder, classes, "LlavaOnevisionImageProcessor")
         self.mm_token = media_token(self.tokenizer, "image_token", "<image>", config.image_token_id)
         self.mm_token_id = config.image_token_id

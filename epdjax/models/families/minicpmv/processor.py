@@ -16,6 +16,7 @@ from epdjax.models.families.minicpmv.slicing import Cut, Size, cut, table_rows
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Video
 from epdjax.models.processing.base import Processor
 from epdjax.models.processing.files import special_token
+from epdjax.models.processing.pictures import resized
 
 FRAMES = 64  # of a video, at most
 FRAME_SLICES = 2  # of a video frame, and of pictures next to a video, at most
@@ -154,7 +155,7 @@ class MiniCPMVProcessor(Processor):
 
 
 def _resized(picture: Image.Image, size: Size) -> np.ndarray:
-    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    return resized(np.asarray(picture), size[1], size[0], Image.Resampling.BICUBIC)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

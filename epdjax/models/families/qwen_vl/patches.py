@@ -5,17 +5,9 @@ Reference: HF ``Qwen2VLImageProcessorPil``, ``Qwen2VLVideoProcessor`` (patch ord
 """
 
 import numpy as np
-from PIL import Image
 
 from epdjax.models.families.qwen_vl.vit import QwenVisionConfig
 from epdjax.models.media import EncodeUnit
-
-
-def resized(frame_hwc: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """A uint8 picture in another size, by PIL."""
-    if frame_hwc.shape[:2] == (height, width):
-        return frame_hwc
-    return np.asarray(Image.fromarray(frame_hwc).resize((width, height), Image.Resampling(resample)))
 
 
 def encode_unit(frames_fhwc: np.ndarray, config: QwenVisionConfig) -> EncodeUnit:

@@ -1,7 +1,6 @@
 """Qwen-VL's pictures and videos at their own resolution, and the M-RoPE positions they take in a prompt.
 
 References: HF ``Qwen2VLProcessor``, ``Qwen2_5_VLProcessor``, ``Qwen3VLProcessor``; ``get_rope_index`` of their models.
-Frames of videos are resized by PIL, where HF uses torchvision; their sizes and positions are the same.
 """
 
 import dataclasses
@@ -16,10 +15,11 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from epdjax.models.families.qwen_vl.model import MAX_ASPECT, QwenVLConfig
-from epdjax.models.families.qwen_vl.patches import encode_unit, resized
+from epdjax.models.families.qwen_vl.patches import encode_unit
 from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds, sampled_fps
 from epdjax.models.media import EncodeUnit, MediaContext, MediaItem, Prompt, Video
 from epdjax.models.processing.base import Processor
+from epdjax.models.processing.pictures import resized
 from epdjax.models.reading import read_json
 
 PIXEL_LIMITS = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # two names for each
