@@ -47,7 +47,9 @@ def _nearest(old: int, new: int) -> np.ndarray:
 class _Resizer(PilBackend):
     """transformers' PIL backend, resizing by `resized`."""
 
-    def resize(self, image: np.ndarray, size: Any, resample: int | None = None, **_: Any) -> np.ndarray:
+    def resize(
+        self, image: np.ndarray, size: Any, resample: Any = None, reducing_gap: int | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """A uint8 picture ``[channels, height, width]`` in another size.
 
         Raises:

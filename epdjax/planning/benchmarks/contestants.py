@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from epdjax.models.processing.pictures import like_torchvision
 from epdjax.serving.llm import LLM
 from epdjax.serving.params import SamplingParams
 
@@ -66,7 +67,7 @@ class Transformers:
         self.name = f"transformers, batches of {batch}"
         self._torch, self._batch = torch, batch
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._tiler: Any = GotOcr2ImageProcessorPil.from_pretrained(folder)
+        self._tiler: Any = like_torchvision(GotOcr2ImageProcessorPil).from_pretrained(folder)
         self._model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self._model.generation_config.eos_token_id = None
 

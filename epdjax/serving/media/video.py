@@ -21,6 +21,7 @@ from epdjax.serving.media.rotation import display_matrix, turned
 from epdjax.serving.media.sources import VIDEO, Reserve, check_size, no_reserve, read
 
 FORMATS = "MP4, WebM, MKV, MOV, AVI or GIF"
+MATROSKA_TICK = Fraction(1, 1000)
 Sampler = Callable[[int, float], np.ndarray]
 """(frames, frames per second) of a video to the ascending indices of those that a model wants."""
 
@@ -94,10 +95,15 @@ class _Clock:
     declared: Fraction | None
 
     @property
+    def rounding(self) -> Fraction:
+        """How far a time may be from the true one: containers round to ticks, and many were Matroska once."""
+        return max(self.tick, MATROSKA_TICK)
+
+    @property
     def rate(self) -> Fraction:
         """Frames per second, by the packets: what headers say is often wrong, or missing.
 
-        Times are rounded to ticks. Of the rates that they leave possible, a simple one is taken.
+        Of the rates that the rounding of times leaves possible, a simple one is taken.
         """
         ticks = (self.last or 0) - (self.first or 0)
         if ticks <= 0 or self.count < 2:
@@ -105,14 +111,14 @@ class _Clock:
         measured = (self.count - 1) / (ticks * self.tick)
         whole = Fraction(max(1, round(measured)))
         for simple in (self.declared, whole, whole * 1000 / 1001):
-            if simple and abs((self.count - 1) / Fraction(simple) - ticks * self.tick) < self.tick:
+            if simple and abs((self.count - 1) / Fraction(simple) - ticks * self.tick) < self.rounding:
                 return Fraction(simple)
         return measured
 
     def seconds(self, pts: int | None, index: int) -> float:
-        """When a frame is shown after the first: its own time, freed of rounding to ticks where the rate is steady."""
+        """When a frame is shown after the first: its own time, freed of rounding where the rate is steady."""
         steady = index / self.rate
-        if pts is None or self.first is None or abs((pts - self.first) * self.tick - steady) < self.tick:
+        if pts is None or self.first is None or abs((pts - self.first) * self.tick - steady) < self.rounding:
             return index / float(self.rate)
         return float((pts - self.first) * self.tick)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from epdjax import Video
-from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings
+from epdjax.models.families.qwen_vl.video import ClipSettings, VideoSettings, group_seconds
 from epdjax.serving.errors import MediaError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.video import load_video
@@ -92,6 +93,19 @@ def test_times_count_from_the_first_frame(start: float, container: str, codec: s
     video = load(data, every(2))
     assert video.fps == 25 and len(video.frames) == 10
     np.testing.assert_array_equal(video.timestamps_s, np.arange(0, 20, 2) / 25)
+
+
+@pytest.mark.parametrize("fps", [10, 24, 30])
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+def test_times_in_prompts_are_those_of_transformers(container: str, fps: int) -> None:
+    """Qwen3-VL's ``<0.3 seconds>``, for a clip cut out of a recording and with a header that says 1000."""
+    settings = ClipSettings.from_hf({})
+    indices = settings.sample(75, fps, 2).tolist()
+    theirs = Qwen3VLProcessor._calculate_timestamps(None, list(indices), float(fps), 2)  # type: ignore[arg-type]
+    seconds = [3600 + i / fps for i in range(75)]
+    data = film(75, container=container, width=32, height=32, seconds=seconds, declared=1000)
+    video = load(data, lambda frames, rate: settings.sample(frames, rate, 2))
+    assert group_seconds(video, 2) == theirs
 
 
 def test_length_counts_from_the_first_frame() -> None:
