@@ -55,6 +55,21 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def test_the_tokenizer_is_read_before_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(deployment.Workshop, "load", fail)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    decoder = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
+    (folder / "tokenizer.json").unlink()
+    assert "cannot load a tokenizer from" in said(folder, capsys)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": decoder}))
+    assert "the tokenizer's decoder has a step 'CTC', through which text cannot be streamed" in said(folder, capsys)
+
+
 SMALL = ("tokenizer.json", "tokenizer_config.json", "config.json", "preprocessor_config.json", "generation_config.json")
 
 

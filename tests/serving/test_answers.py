@@ -64,7 +64,9 @@ def test_asking_for_logprobs_changes_no_token(llm: LLM) -> None:
 def test_the_bytes_of_logprobs_make_the_text(llm: LLM) -> None:
     """Answers of a random model are full of halves of characters."""
     params = dataclasses.replace(SEEDED, temperature=2.0, max_tokens=100, logprobs=2)
-    specials = llm._tokenizer.get_added_tokens_decoder()  # shown in log-probabilities, left out of text
+    specials = (
+        llm.processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    )  # shown in log-probabilities, left out of text
     for seed in range(3):
         out = answer(llm, dataclasses.replace(params, seed=seed), "text only")
         assert out.logprobs is not None
@@ -100,7 +102,9 @@ def test_min_tokens_put_off_every_kind_of_end(llm: LLM) -> None:
     assert answer(llm, at_once).token_ids == (60,)
     out = answer(llm, dataclasses.replace(at_once, min_tokens=3))
     assert out.token_ids[3:] == (60,) and 60 not in out.token_ids[:3]
-    text = dataclasses.replace(GREEDY, logit_bias={65: 100}, stop=(llm._tokenizer.decode([65]),))
+    text = dataclasses.replace(
+        GREEDY, logit_bias={65: 100}, stop=(llm.processor.tokenizer.backend_tokenizer.decode([65]),)
+    )
     assert len(answer(llm, text).token_ids) == 1 and answer(llm, text).text == ""
     out = answer(llm, dataclasses.replace(text, min_tokens=4))
     assert len(out.token_ids) == 5 and out.text == text.stop[0] * 4

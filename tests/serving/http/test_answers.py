@@ -75,7 +75,10 @@ def test_answers_of_a_stream_end_for_themselves(client: openai.OpenAI) -> None:
 def test_logprobs_with_bytes(client: openai.OpenAI, server: RunningServer) -> None:
     """Log-probabilities come for every token, also while a character is incomplete and no text can be shown."""
     assert isinstance(server.engine, AsyncLLM)
-    specials = {token.content for token in server.engine._tokenizer.get_added_tokens_decoder().values()}
+    specials = {
+        token.content
+        for token in server.engine.processor.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    }
     plain = create(client, n=2, max_tokens=60)
     assert all(choice.logprobs is None for choice in plain.choices)
     whole = create(client, n=2, max_tokens=60, logprobs=True, top_logprobs=3)
