@@ -6,6 +6,7 @@ the scheduler counts a request's followers as requests (`RequestSpec.answers`), 
 first.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from epdjax.serving.errors import RequestError
@@ -47,9 +48,8 @@ class Answers:
             self._answers = [one if one.finish_reason else one.ended("abort") for one in self._answers]
         finished = all(one.finish_reason for one in self._answers)
         self._over = self._over or finished
-        self._sink(
-            RequestOutput(self._ids[0], output.prompt_tokens, tuple(self._answers), finished, self._cached_tokens)
-        )
+        whole = dataclasses.replace(output, request_id=self._ids[0], outputs=tuple(self._answers), finished=finished)
+        self._sink(dataclasses.replace(whole, cached_tokens=self._cached_tokens))
 
     def _end(self) -> None:
         self._over = True

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -228,8 +228,8 @@ class LiveRequest:
         if reason is not None:
             whole = None if shown is None else tuple(shown)
             answer = CompletionOutput(self.index, str(text), tuple(tokens), reason, whole)
-        spec = self.spec
-        return RequestOutput(spec.request_id, spec.prompt_tokens, (answer,), reason is not None, self.cached_tokens)
+        spec, ids, finished = self.spec, cast(Sequence[int], self.prompt_ids), reason is not None
+        return RequestOutput(spec.request_id, spec.prompt_tokens, (answer,), finished, self.cached_tokens, ids)
 
 
 def pool_rows(blocks: Sequence[int], tokens: int, block_size: int) -> np.ndarray:

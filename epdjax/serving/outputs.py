@@ -81,7 +81,10 @@ class CompletionOutput:
 class RequestOutput:
     """A snapshot of one request, with each of its answers in order. The last one has `finished` set.
 
-    `cached_tokens` of the prompt's tokens were not run again: their KV was there.
+    Attributes:
+        prompt_tokens: length of the prompt, MM tokens included. cached_tokens: of them, those that were not run again:
+            their KV was there.
+        prompt_ids: the prompt, in whatever form the engine has it; see `prompt_token_ids`.
     """
 
     request_id: str
@@ -89,3 +92,9 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     cached_tokens: int = 0
+    prompt_ids: Sequence[int] = dataclasses.field(default=(), repr=False, compare=False)
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt's tokens, the placeholder of the model where an MM token stood; made when it is asked for."""
+        return tuple(map(int, self.prompt_ids))

@@ -155,7 +155,7 @@ def test_snapshots_of_several_answers_only_grow(llm: LLM) -> None:
             over.set()
 
     params = dataclasses.replace(SEEDED, n=3, temperature=2.0, logprobs=0, max_tokens=30)
-    llm._engine.submit(llm._request("several", llm._chat_prompt(CONVERSATIONS["two pictures"]), params, sink))
+    llm._engine.submit(llm._request("several", llm._preparer.chat(CONVERSATIONS["two pictures"]), params, sink))
     assert over.wait(60)
     assert all(output.request_id == "several" and len(output.outputs) == 3 for output in snapshots)
     for earlier, later in itertools.pairwise(snapshots):
@@ -192,7 +192,7 @@ def test_aborting_one_answer_ends_all(llm: LLM, after: int, which: int) -> None:
             engine.abort(ids[which])
 
     params = dataclasses.replace(SEEDED, n=3, max_tokens=60)
-    request = llm._request(f"abort {after} {which}", llm._chat_prompt(CONVERSATIONS["one tile"]), params, sink)
+    request = llm._request(f"abort {after} {which}", llm._preparer.chat(CONVERSATIONS["one tile"]), params, sink)
     ids = [some.spec.request_id for some in (request, *request.followers)]
     engine.submit(request)
     if after == 0:
@@ -208,7 +208,7 @@ def test_several_answers_count_as_several_requests(llm: LLM) -> None:
     """Eight are taken at a time. Whoever finds no room for all of its answers is refused at once."""
     results: dict[str, list[RequestOutput | RequestError]] = {name: [] for name in "abc"}
     over = threading.Semaphore(0)
-    prompt = llm._chat_prompt(CONVERSATIONS["text only"])
+    prompt = llm._preparer.chat(CONVERSATIONS["text only"])
     for name in "abc":
 
         def sink(output, name=name) -> None:
@@ -230,7 +230,7 @@ def test_draining_finishes_all_answers(checkpoint: Path) -> None:
     llm = make_llm(checkpoint, "1EPD")
     results: list[RequestOutput | RequestError] = []
     request = llm._request(
-        "r", llm._chat_prompt(CONVERSATIONS["many tiles"]), dataclasses.replace(SEEDED, n=3), results.append
+        "r", llm._preparer.chat(CONVERSATIONS["many tiles"]), dataclasses.replace(SEEDED, n=3), results.append
     )
     llm._engine.submit(request)
     llm._engine.shutdown(drain=True, timeout_s=60)

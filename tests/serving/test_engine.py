@@ -259,7 +259,7 @@ def test_aborts_at_any_moment_free_everything(llm: LLM) -> None:
     """Requests are aborted when their first, third... token arrives, or before any work is done."""
     engine = llm._engine
     ended: dict[str, threading.Event] = {}
-    prompts = [llm._chat_prompt(some) for some in CONVERSATIONS.values()]
+    prompts = [llm._preparer.chat(some) for some in CONVERSATIONS.values()]
     for number in range(24):
         request_id, over = f"abort-{number}", threading.Event()
         ended[request_id] = over
@@ -282,7 +282,7 @@ def test_aborts_at_any_moment_free_everything(llm: LLM) -> None:
 def test_shutdown_drains_or_refuses(checkpoint: Path) -> None:
     llm = make_llm(checkpoint, "1EPD")
     results: list[object] = []
-    prompt = llm._chat_prompt(CONVERSATIONS["many tiles"])
+    prompt = llm._preparer.chat(CONVERSATIONS["many tiles"])
     for number in range(4):
         llm._engine.submit(llm._request(f"r{number}", prompt, GREEDY, results.append))
     llm._engine.shutdown(drain=True, timeout_s=60)

@@ -39,7 +39,7 @@ def test_everybody_is_told_whatever_else_goes_wrong(checkpoint: Path) -> None:
             raise RuntimeError("the event loop is closed")
 
         def request(name: str, where: Any = sink) -> Any:
-            return llm._request(name, llm._chat_prompt(ask("the hat")), LONG, where)
+            return llm._request(name, llm._preparer.chat(ask("the hat")), LONG, where)
 
         engine.submit(request("running"))
         eventually(lambda: bool(engine.counts().get("decoding")))

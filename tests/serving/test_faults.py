@@ -67,7 +67,7 @@ def start(
         elif output.finished:
             future.set_result(output)
 
-    request = llm._request(request_id, llm._chat_prompt(messages), params, sink)
+    request = llm._request(request_id, llm._preparer.chat(messages), params, sink)
     change(request)
     llm._engine.submit(request)
     return future

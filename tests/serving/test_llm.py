@@ -67,6 +67,14 @@ def test_plain_prompts(llm: LLM) -> None:
         llm.generate(["a", "b"], [GREEDY])
 
 
+def test_the_prompts_tokens(llm: LLM) -> None:
+    for conversation in (CONVERSATIONS["two pictures"], CONVERSATIONS["text only"]):
+        expected = llm.processor.prompt(conversation).token_ids.tolist()
+        for n in (1, 2):
+            [output] = llm.chat(conversation, SamplingParams(temperature=0, max_tokens=2, n=n))
+            assert list(output.prompt_token_ids) == expected and output.prompt_tokens == len(expected)
+
+
 def test_no_conversations(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
 

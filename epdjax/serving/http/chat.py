@@ -102,9 +102,9 @@ class ChatExchange(Response):
 
     async def _read(self, body: bytearray, client: str) -> "_Asked":
         if len(body) <= PARSE_INLINE_BYTES:
-            return _understand(body, self._service.llm)
+            return _understand(body, self._service.llm, client)
         llm = self._service.llm
-        return await asyncio.wrap_future(self._service.parsers.submit(client, lambda: _understand(body, llm)))
+        return await asyncio.wrap_future(self._service.parsers.submit(client, lambda: _understand(body, llm, client)))
 
     async def _outputs(
         self, prepared: Any, params: SamplingParams, urgency: Urgency
@@ -166,14 +166,14 @@ class _Asked:
     urgency: Urgency
 
 
-def _understand(body: bytearray, llm: Engine) -> _Asked:
+def _understand(body: bytearray, llm: Engine, client: str) -> _Asked:
     """Reads a body: everything that can be wrong with it, in the order of what it costs to find out."""
     payloads = Payloads(body)
     payloads.check(llm.text_bounds)
     request = protocol.parse_chat_request(payloads.json)
     if request.model != llm.model_name:
         raise ModelNotFound(f"there is no model {request.model[:100]!r} here; use {llm.model_name!r}", param="model")
-    params, urgency = request.sampling_params(), request.urgency()
+    params, urgency = request.sampling_params(), request.urgency(client)
     messages, request.messages = validate_messages(request.messages, payloads), []
     return _Asked(request, messages, params, urgency)
 

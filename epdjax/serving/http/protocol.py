@@ -18,7 +18,6 @@ MAX_LISTED = 200
 # Fields without influence on the answer (or, like tool_choice, none without another field that is refused).
 HARMLESS = frozenset(
     {
-        "user",
         "metadata",
         "store",
         "safety_identifier",
@@ -131,6 +130,9 @@ class ChatRequest(BaseModel):
     slo_s: float | None = Field(
         default=None, description="When its first token is due, seconds; what the order `deadline` goes by."
     )
+    user: str | None = Field(
+        default=None, description="For whom of the client's users; they share the client's turn in the order `fair`."
+    )
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = None
 
@@ -164,13 +166,16 @@ class ChatRequest(BaseModel):
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
-    def urgency(self) -> Urgency:
-        """How soon the answer is wanted.
+    def urgency(self, client: str) -> Urgency:
+        """How soon the answer is wanted, and by whom.
+
+        Args:
+            client: what the server knows of who sends it.
 
         Raises:
             InvalidRequest: a value out of range.
         """
-        return Urgency(self.priority or 0, self.timeout_s, self.slo_s)
+        return Urgency(self.priority or 0, self.timeout_s, self.slo_s, client, self.user or "")
 
     def _logprobs(self) -> int | None:
         top = self.top_logprobs or 0

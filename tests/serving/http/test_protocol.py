@@ -87,8 +87,9 @@ def test_every_sampling_field_arrives() -> None:
 
 
 def test_urgency_arrives() -> None:
-    assert parse().urgency() == Urgency()
-    assert parse(priority=-3, timeout_s=2.5, slo_s=1).urgency() == Urgency(-3, 2.5, 1)
+    assert parse().urgency("") == Urgency()
+    asked = parse(priority=-3, timeout_s=2.5, slo_s=1, user="u")
+    assert asked.urgency("10.0.0.1") == Urgency(-3, 2.5, 1, "10.0.0.1", "u")
 
 
 @pytest.mark.parametrize(
@@ -96,12 +97,12 @@ def test_urgency_arrives() -> None:
 )
 def test_urgency_out_of_range(field: str, value: float) -> None:
     with pytest.raises(InvalidRequest) as error:
-        parse(**{field: value}).urgency()
+        parse(**{field: value}).urgency("")
     assert error.value.param == field
 
 
 def test_harmless_and_neutral_fields_pass() -> None:
-    assert parse(user="u", metadata={"a": "b"}, store=False, service_tier="auto") == parse()
+    assert parse(metadata={"a": "b"}, store=False, service_tier="auto") == parse()
     assert parse(**{name: values[0] for name, values in NEUTRAL.items() if values}) == parse()
     assert parse(length_penalty=1.0, best_of=1) == parse()
 
@@ -203,6 +204,7 @@ def test_typos_are_not_ignored() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"user": 5}, "user"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
