@@ -26,8 +26,8 @@ from epdjax.serving.ledger import IN_FLIGHT, InstanceSpec, Ledger
 from epdjax.serving.metering import LoadMeter
 from epdjax.serving.move_watch import Move, MoveWatch
 from epdjax.serving.moving import KVMoves
+from epdjax.serving.ordering import Ordering
 from epdjax.serving.outputs import FinishReason
-from epdjax.serving.policies import ORDERS, per_stage, rank
 from epdjax.serving.prefilling import PrefillStage
 from epdjax.serving.ranked import Ranked
 from epdjax.serving.request import Request, RequestSpec, State
@@ -60,7 +60,7 @@ class Scheduler:
         self.queued = Queued()
         self.hopeless = False  # what is not served now will not be soon
         self._deadlines: Ranked[Request] = Ranked()
-        self._orders = {role: ORDERS[name]() for role, name in per_stage(config.order, tuple(ORDERS), "order").items()}
+        self._ordering = Ordering(config.order, self.requests)
         self._assigner = Assigner(config.assignment, self.instances)
         self._numbers = itertools.count()
         self._running: dict[int, Work] = {}  # all work that was started and has not ended
@@ -112,8 +112,7 @@ class Scheduler:
         else:
             check_load(spec, self.config, len(self.requests), self.queued)
         number = next(self._numbers)
-        ranks = {role: rank(order, spec, role, now, number) for role, order in self._orders.items()}
-        request = Request(spec, now, ranks, to_follow=spec.answers - 1)
+        request = Request(spec, now, self._ordering.ranks(spec, now, number), to_follow=spec.answers - 1)
         self.queued.expect(spec, request.to_follow)
         self.requests[spec.request_id] = request
         self.meter.arrived(request)
@@ -350,18 +349,8 @@ class Scheduler:
             ledger.watch.began(work, now)
         for request_id in request_ids(work):
             self.requests[request_id].in_flight += 1
-        self._tell_order(work)
+        self._ordering.began(work)
         return work
-
-    def _tell_order(self, work: Work) -> None:
-        """A stage begins with some requests."""
-        role = {Encode: "E", Prefill: "P", Decode: "D"}.get(type(work), "")
-        names = (unit.request_id for unit in work.units) if isinstance(work, Encode) else request_ids(work)
-        for name in names if role else ():
-            request = self.requests[name]
-            if role not in request.begun:
-                request.begun += role
-                self._orders[role].started(request.ranks[role][0])
 
     def _one_for(self, ledger: Ledger) -> Work | None:
         make: dict[str, Callable[[Ledger], Work | None]] = {
