@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epdjax.serving.params import SamplingParams
+from epdjax.serving.sampling import sample
 from epdjax.serving.slots import MAX_HELD_BACK, Slots, put_token, seed_slot, slot_row
-from tests.serving.sampled import LENGTH, Case, sampled
+from tests.serving.sampled import LENGTH, Case, packed, sampled
 
 VOCAB = 50
 
@@ -114,6 +115,29 @@ def test_top_k_of_one_is_the_greedy_token_however_many_are_as_likely() -> None:
     ties[0, [30, 40]] = 1.0
     assert set(draws(ties, 400, top_k=1, temperature=5.0)) == {30}
     assert set(draws(ties, 400, top_k=3, temperature=5.0)) == {0, 30, 40}
+
+
+def test_a_vocabulary_over_several_devices_keeps_the_same_tokens() -> None:
+    """As where tensors are split: logits over two devices and over four, ties across their borders."""
+    rng = np.random.default_rng(5)
+    logits = rng.integers(-2, 3, (6, 64)).astype(np.float32)
+    limits = [
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_p": 0.4},
+        {"top_k": 9, "top_p": 0.7},
+        {"min_p": 0.2},
+        {"temperature": 0.0},
+    ]
+    rows, slots = packed([Case(SamplingParams(**some), seed=i) for i, some in enumerate(limits)])
+    expected = jax.jit(sample, static_argnums=3)(logits, rows, slots, LENGTH).tokens
+    for count in (2, 4):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("tensor",))
+        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "tensor"))
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        placed = (jax.device_put(logits, split), *jax.device_put((rows, slots), whole))
+        made = jax.jit(sample, static_argnums=3)(*placed, LENGTH).tokens
+        np.testing.assert_array_equal(made, expected)
 
 
 @settings(max_examples=30)

@@ -95,8 +95,8 @@ class Processor:
         return f"this model takes no {kind} input; it takes {', '.join(['text', *self.placeholders])}"
 
     def try_out(self) -> None:
-        """Prepare a small item of each kind of media and a prompt with it, so that settings which cannot work are found
-        before the first request.
+        """Prepare small items of each kind of media, and a prompt with them: settings that cannot work are found before
+        the first request. One picture is wide, because some families cut those.
 
         Raises:
             ValueError: one cannot be prepared, and why.
@@ -104,15 +104,16 @@ class Processor:
         for kind, mark in self.placeholders.items():
             try:
                 if kind == "image":
-                    item = self.prepare_image(Image.new("RGB", (64, 48), (120, 60, 30)))
+                    sizes = ((64, 48), (640, 200))
+                    items = [self.prepare_image(Image.new("RGB", size, (120, 60, 30))) for size in sizes]
                 elif kind == "video":
                     frames = self.sample_frames(16, 4.0)
                     pixels = np.full((len(frames), 48, 64, 3), 90, np.uint8)
-                    item = self.prepare_video(Video(pixels, frames / 4.0, 4.0, source_frames=16))
+                    items = [self.prepare_video(Video(pixels, frames / 4.0, 4.0, source_frames=16))]
                 else:
                     samples = 0.1 * np.sin(np.arange(self.sampling_rate) / 20, dtype=np.float32)
-                    item = self.prepare_audio(Audio(samples, self.sampling_rate))
-                self.encode(mark, [item])
+                    items = [self.prepare_audio(Audio(samples, self.sampling_rate))]
+                self.encode(mark * len(items), items)
             except Exception as error:  # of a library that was given the settings, it may be of any kind
                 raise ValueError(
                     f"the processor settings in {self.folder} cannot prepare a small {kind}: "
