@@ -249,7 +249,7 @@ def test_a_reader_that_is_gone(llm: LLM, expected: dict) -> None:
 def test_a_processor_that_crashes(llm: LLM, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     bystander = start(llm, BYSTANDER, LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(llm.processor, "prompt", lambda messages: 1 // 0)
+        patch.setattr(llm.processor, "render", lambda messages: 1 // 0)
         with pytest.raises(PreprocessingFailed, match="the server's log has more"):
             llm.chat(VICTIM, GREEDY)
     assert tokens(bystander) == expected["bystander"]

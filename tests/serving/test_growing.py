@@ -79,6 +79,7 @@ class Pieces:
     """In place of a detokenizer: three characters a token."""
 
     stopped = False
+    begun = True
 
     def push(self, token_id: int, look: bool = True) -> str:
         return "ab "
