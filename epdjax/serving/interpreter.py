@@ -31,14 +31,15 @@ class FreedMemory:
     """
 
     PERIOD_S = 1.0
+    LARGE_BYTES = 16 << 20
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
         self._given_back_at = -self.PERIOD_S
 
-    def give_back(self) -> None:
-        """Do so, once a second at most; from any thread."""
-        if not self._one_at_a_time.acquire(blocking=False):
+    def give_back_after(self, size: int) -> None:
+        """Do so after work that took `size` bytes, if that is much, and once a second at most; from any thread."""
+        if size < self.LARGE_BYTES or not self._one_at_a_time.acquire(blocking=False):
             return
         try:
             if time.monotonic() - self._given_back_at >= self.PERIOD_S:

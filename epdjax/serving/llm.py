@@ -1,7 +1,7 @@
 """The Python API: `LLM` for scripts, `AsyncLLM` for servers. Both are thin; the engine does the work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -73,7 +73,8 @@ class LLM(Frontend):
         one.
 
         Args:
-            messages: OpenAI-style; media parts are ``{"type": "image", "image": PIL.Image}``, ``image_url``,
+            messages: one conversation, which is a list of messages, or any number of them. OpenAI-style; media parts
+                are ``{"type": "image", "image": PIL.Image}``, ``image_url``,
                 ``video_url``, ``audio_url`` or ``input_audio``.
             params: for all, or one each.
             urgency: of all of them.
@@ -85,7 +86,7 @@ class LLM(Frontend):
         Raises:
             RequestError: the one conversation fails, or with `raise_errors` any.
         """
-        if not messages or isinstance(messages[0], Mapping):
+        if isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping):
             return self._serve([messages], self._preparer.chat, params, urgency, raise_errors=True)
         return self._serve(messages, self._preparer.chat, params, urgency, raise_errors=raise_errors)
 
@@ -134,14 +135,19 @@ class LLM(Frontend):
 
     def _serve(
         self,
-        items: Sequence[Any],
+        items: Iterable[Any],
         prepare: Callable[[Any], Prepared],
         params: SamplingParams | Sequence[SamplingParams] | None,
         urgency: Urgency,
         *,
         raise_errors: bool,
     ) -> list[RequestOutput | RequestError]:
-        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(items)
+        items = list(items)
+        each = list(params) if isinstance(params, Sequence) else [params] * len(items)
+        each = [SamplingParams() if some is None else some for some in each]
+        wrong = next((some for some in each if not isinstance(some, SamplingParams)), None)
+        if wrong is not None:
+            raise TypeError(f"params must be SamplingParams, or one for each prompt, not {type(wrong).__name__}")
         if len(each) != len(items):
             raise ValueError(f"{len(items)} prompts but {len(each)} sampling parameters")
         batch = Batch(

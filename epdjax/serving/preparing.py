@@ -14,7 +14,7 @@ from typing import Any
 
 from epdjax.models.media import MediaContext, MediaItem, Prompt
 from epdjax.models.processing.base import Processor
-from epdjax.serving.budget import ByteBudget
+from epdjax.serving.budget import ByteBudget, Share
 from epdjax.serving.content import ContentKeys, content_keys
 from epdjax.serving.errors import InvalidRequest, PreprocessingFailed, RequestError
 from epdjax.serving.fair_threads import FairThreads
@@ -27,12 +27,11 @@ from epdjax.serving.media.parts import MediaPart, TextBounds, check_text, split_
 log = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
-TEXT_THREADS = 2
+TEXT_THREADS = 3
 DOWNLOAD_THREADS = 8
-COPIES = 8
-"""Times that pixels are in memory at the worst moment, while they are decoded, handed over and resized (measured: a
-picture of 27 MB takes 90 MB more in its decoder and 125 MB here)."""
-LARGE_BYTES = 64 << 20
+COPIES = {"image": 6, "video": 3, "audio": 4}
+"""Times that pixels or samples are in memory at the worst moment, while they are decoded, handed over and cut: a
+picture of 27 MB takes 90 MB in its decoder, then 150 MB here; a video's frames are in its decoder three times."""
 MOST_PARTS = 16384  # whatever the context: looking at them takes 20 ms
 
 
@@ -110,9 +109,8 @@ class Preparer:
         with self._downloaded.share() as held:
             if any(is_elsewhere(part) for part in media):
                 deadline = time.monotonic() + self._limits.media_timeout_s
-                job = self._downloads.submit(client, lambda: _fetch(media, self._limits, deadline))
+                job = self._downloads.submit(client, lambda: _fetch(media, self._limits, deadline, held))
                 media = await asyncio.wrap_future(job)
-                held.add(sum(len(part.source) for part in media if isinstance(part.source, bytes)))
             return await asyncio.wrap_future(self._media.submit(client, lambda: self._prompt(plain, media)))
 
     def _split(self, messages: Messages) -> tuple[list[dict[str, Any]], list[MediaPart]]:
@@ -131,10 +129,10 @@ class Preparer:
 
     def _item(self, loader: MediaLoader, part: MediaPart, context: MediaContext) -> MediaItem:
         with self._decoded.share() as held:
-            item = self._processor.prepare(part.kind, loader.load(part, lambda size: held.add(COPIES * size)), context)
+            media = loader.load(part, lambda size, until: held.add(COPIES[part.kind] * size, until))
+            item = self._processor.prepare(part.kind, media, context)
             size = held.size
-        if size >= LARGE_BYTES:
-            self._freed.give_back()
+        self._freed.give_back_after(size)
         return item
 
     def _made(self, make: Callable[[], Prompt], param: str) -> Prepared:
@@ -161,5 +159,10 @@ def text_bounds(processor: Processor, limits: ServingLimits, max_model_len: int)
     )
 
 
-def _fetch(media: list[MediaPart], limits: ServingLimits, deadline: float) -> list[MediaPart]:
-    return [fetched(part, limits, deadline) for part in media]
+def _fetch(media: list[MediaPart], limits: ServingLimits, deadline: float, held: Share) -> list[MediaPart]:
+    here = []
+    for part in media:
+        here.append(fetched(part, limits, deadline))
+        if is_elsewhere(part):
+            held.add(len(here[-1].source))
+    return here

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 
 from epdjax.serving.budget import ByteBudget
@@ -13,18 +16,39 @@ def test_what_many_hold_together_is_bounded() -> None:
             one.add(1)
         other.release()
         other.release()
-        one.add(6)
-        assert budget.used == 10
+        one.add(3)
+        assert budget.used == 7
     assert budget.used == 0
 
 
-def test_who_is_alone_gets_what_they_ask_for() -> None:
+def test_what_is_larger_than_all_leaves_room_for_others() -> None:
+    budget = ByteBudget(100, "bytes")
+    with budget.share() as large, budget.share() as small, budget.share() as another:
+        large.add(500)
+        large.add(1000)
+        small.add(25)
+        with pytest.raises(Overloaded):
+            another.add(200)
+    assert budget.used == 0
+
+
+def test_waiting_for_others_to_give_some_back() -> None:
     budget = ByteBudget(10, "bytes")
     with budget.share() as one, budget.share() as other:
-        one.add(11)
-        one.add(5)
+        one.add(7)
         with pytest.raises(Overloaded):
-            other.add(1)
+            other.add(5, time.monotonic() + 0.05)
+        threading.Timer(0.05, one.release).start()
+        other.add(5, time.monotonic() + 60)
+        assert budget.used == 5
+
+
+def test_nothing_is_taken_once_it_is_over() -> None:
+    budget = ByteBudget(10, "bytes")
+    with budget.share() as one:
+        pass
+    with pytest.raises(Overloaded, match="over"):
+        one.add(1)
     assert budget.used == 0
 
 

@@ -1,6 +1,8 @@
 """Threads that clients share: bounded, in turns, and nothing is lost when they close."""
 
+import functools
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -10,6 +12,10 @@ from hypothesis import strategies as st
 from epdjax.serving.errors import Overloaded, ServiceUnavailable
 from epdjax.serving.fair_threads import FairThreads
 from tests.serving.deployments import eventually
+
+
+class Held:
+    """What a job holds."""
 
 
 def held_up(threads: FairThreads) -> threading.Event:
@@ -84,6 +90,43 @@ def test_what_was_cancelled_is_never_run() -> None:
     assert job.cancel()
     release.set()
     assert threads.submit("b", int).result(60) == 0
+    threads.close()
+
+
+def test_what_was_cancelled_holds_neither_room_nor_memory() -> None:
+    threads = FairThreads("test", 1, 2, "wait")
+    release = held_up(threads)
+    for _ in range(50):
+        held = Held()
+        alive = weakref.ref(held)
+        job = threads.submit("a", functools.partial(id, held))
+        del held
+        assert alive() is not None and job.cancel()
+        del job
+        assert alive() is None and threads.waiting == 0
+    release.set()
+    threads.close()
+
+
+def test_an_idle_thread_holds_nothing_of_its_last_job() -> None:
+    threads = FairThreads("test", 1, 2, "wait")
+    held = Held()
+    alive = weakref.ref(held)
+    assert threads.submit("a", functools.partial(id, held)).result(60)
+    del held
+    eventually(lambda: alive() is None)
+    threads.close()
+
+
+def test_some_threads_are_left_to_others() -> None:
+    threads = FairThreads("test", 8, 100, "wait")
+    release = threading.Event()
+    mine = [threads.submit("a", lambda: release.wait(60)) for _ in range(20)]
+    eventually(lambda: threads._running["a"] == 6)
+    assert threads.submit("b", int).result(60) == 0
+    assert threads._running["a"] == 6
+    release.set()
+    assert all(job.result(60) for job in mine)
     threads.close()
 
 

@@ -67,6 +67,18 @@ def test_plain_prompts(llm: LLM) -> None:
         llm.generate(["a", "b"], [GREEDY])
 
 
+def test_what_is_no_conversation_or_no_text_costs_itself(llm: LLM) -> None:
+    good = CONVERSATIONS["text only"]
+    answers = llm.chat([good, None, "hello", ask("\ud800"), good], GREEDY)  # type: ignore[list-item]
+    assert [type(answer) for answer in answers] == [RequestOutput, *[InvalidRequest] * 3, RequestOutput]
+    answers = llm.generate(["the cat", None, 5, "\udc00"], GREEDY)  # type: ignore[list-item]
+    assert [type(answer) for answer in answers] == [RequestOutput, *[InvalidRequest] * 3]
+    assert "lone surrogate" in str(answers[3])
+    assert len(llm.chat((some for some in (good, good)), [None, GREEDY])) == 2  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="params must be SamplingParams"):
+        llm.chat(good, {"max_tokens": 3})  # type: ignore[call-overload]
+
+
 def test_the_prompts_tokens(llm: LLM) -> None:
     for conversation in (CONVERSATIONS["two pictures"], CONVERSATIONS["text only"]):
         expected = llm.processor.prompt(conversation).token_ids.tolist()
@@ -76,7 +88,7 @@ def test_the_prompts_tokens(llm: LLM) -> None:
 
 
 def test_no_conversations(llm: LLM) -> None:
-    assert llm.generate([], GREEDY) == []
+    assert llm.generate([], GREEDY) == [] and llm.chat([], GREEDY) == []
 
 
 def test_a_picture_in_any_form_gives_the_same_answer(llm: LLM) -> None:

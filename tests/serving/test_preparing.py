@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from epdjax.models.registry import config_of, family_of
+from epdjax.serving import preparing
 from epdjax.serving.errors import MediaError, Overloaded, ServiceUnavailable, TooLong
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.preparing import COPIES, Prepared, Preparer
@@ -75,14 +76,40 @@ def test_texts_are_bounded_before_they_are_tokenised(
 
 
 def test_decoded_media_are_bounded_in_total(checkpoint: Path) -> None:
-    made = preparer(checkpoint, max_decoded_bytes=32 * 24 * 3 * COPIES)
+    made = preparer(checkpoint, max_decoded_bytes=32 * 24 * 3 * COPIES["image"] * 2, decode_timeout_s=2.0)
     with made._decoded.share() as other:
-        other.add(1)
+        other.add(32 * 24 * 3 * COPIES["image"] + 1)
         with pytest.raises(Overloaded, match="holds as many pictures"):
             made.chat(user(url()))
     # One picture after the other: of a request only one is there in pixels.
     assert len(made.chat(user(url(1), url(2), url(3))).prompt.media) == 3
     assert made._decoded.used == 0
+    made.close()
+
+
+def test_a_picture_waits_for_room(checkpoint: Path) -> None:
+    made = preparer(checkpoint, max_decoded_bytes=32 * 24 * 3 * COPIES["image"] * 2)
+    with made._decoded.share() as other:
+        other.add(32 * 24 * 3 * COPIES["image"] + 1)
+        threading.Timer(0.3, other.release).start()
+        assert made.chat(user(url())).keys.units
+    made.close()
+
+
+def test_downloads_are_counted_file_by_file(checkpoint: Path, tmp_path: Path) -> None:
+    data = encoded(picture())
+    for index in range(8):
+        (tmp_path / f"{index}.png").write_bytes(data)
+    parts = [{"type": "image_url", "image_url": {"url": f"{index}.png"}} for index in range(8)]
+    made = preparer(checkpoint, allowed_local_media_path=tmp_path, max_buffered_bytes=4 * len(data))
+    read: list[str] = []
+    fetch = preparing.fetched
+    with pytest.MonkeyPatch.context() as patch, made._downloaded.share() as other:
+        other.add(2 * len(data))
+        patch.setattr(preparing, "fetched", lambda part, *more: read.append(part.source) or fetch(part, *more))
+        with pytest.raises(Overloaded, match="downloads"):
+            asyncio.run(made.chat_async(user(*parts)))
+    assert len(read) == 3 and made._downloaded.used == 0
     made.close()
 
 
@@ -98,7 +125,8 @@ def test_a_text_does_not_wait_for_pictures(shared: Preparer) -> None:
     release = threading.Event()
 
     async def main() -> None:
-        waiting = [shared._media.submit("other", lambda: release.wait(60)) for _ in range(2 * shared.decoders.places)]
+        others = [f"other {index}" for index in range(2 * shared.decoders.places)]
+        waiting = [shared._media.submit(other, lambda: release.wait(60)) for other in others]
         task = asyncio.create_task(shared.chat_async(user(url())))
         assert len((await shared.chat_async(TEXT)).prompt.token_ids) > 0
         assert not task.done()
@@ -116,7 +144,7 @@ def test_downloads_do_not_hold_up_pictures_that_are_here(checkpoint: Path, tmp_p
     release = threading.Event()
 
     async def main() -> None:
-        waiting = [made._downloads.submit("other", lambda: release.wait(60)) for _ in range(16)]
+        waiting = [made._downloads.submit(f"other {index}", lambda: release.wait(60)) for index in range(16)]
         part = {"type": "image_url", "image_url": {"url": "a.png"}}
         task = asyncio.create_task(made.chat_async(user(part), "me"))
         here = await made.chat_async(user(url()))
@@ -135,8 +163,8 @@ def test_a_client_that_leaves_is_not_prepared(shared: Preparer, monkeypatch: pyt
     release = threading.Event()
 
     async def main() -> None:
-        for _ in range(shared.decoders.places):
-            shared._media.submit("other", lambda: release.wait(60))
+        for index in range(shared.decoders.places):
+            shared._media.submit(f"other {index}", lambda: release.wait(60))
         task = asyncio.create_task(shared.chat_async(user(url())))
         while shared._media.waiting == 0:
             await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ from epdjax.serving.http.errors import (
 from epdjax.serving.http.payloads import Payloads
 from epdjax.serving.http.service import Service
 from epdjax.serving.http.validation import validate_messages
-from epdjax.serving.http.wire import ClientGone, Incoming, check_json, linger, patient, read_body, until_gone
+from epdjax.serving.http.wire import ClientGone, Incoming, check_json, linger, read_body, until_gone
 from epdjax.serving.outputs import RequestOutput
 from epdjax.serving.params import SamplingParams, Urgency
 
@@ -51,7 +51,7 @@ class ChatExchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the exchange (ASGI)."""
-        incoming, send = Incoming(receive), patient(send, self._service.llm.limits.stall_timeout_s)
+        incoming = Incoming(receive)
         try:
             with self._service.gate.enter():
                 await self._serve(scope, incoming, send)
@@ -79,12 +79,13 @@ class ChatExchange(Response):
         self, body: bytearray, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
         client = client_of(dict(scope))
-        asked = await self._read(body, client)
+        asked, size = await self._read(body, client), len(body)
         del body
         request, params, urgency = asked.request, asked.params, asked.urgency
         prepared = await self._service.llm.prepare(asked.messages, client)
         del asked
         release()
+        self._service.freed.give_back_after(size)
         model = self._service.llm.model_name
         async with aclosing(self._outputs(prepared, params, urgency)) as outputs:
             del prepared
@@ -150,7 +151,7 @@ class ChatExchange(Response):
         """Reports an error: as a response of its own, or as the last event of a stream that has begun."""
         with contextlib.suppress(ClientGone):
             if not self._started:
-                await linger(incoming, self._service.llm.limits.max_body_bytes)
+                await linger(incoming, Headers(scope=scope), self._service.llm.limits.max_body_bytes)
                 await response(scope, incoming, send)
                 return
             await self._send(send, answers.event(error) + answers.DONE, more=False)

@@ -5,8 +5,10 @@ import logging
 import time
 from typing import Any
 
+import pydantic_core
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from epdjax.serving.http.errors import error_body
 from epdjax.serving.limits import ServingLimits
 
 log = logging.getLogger(__name__)
@@ -59,14 +61,17 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when no whole request head comes in time, however slowly bytes drip.
+    """A connection that is closed when no whole request head comes in time, however slowly bytes drip, and ended when
+    its client does not read what it is sent.
 
-    Uvicorn itself has a time limit only for connections that are idle between two requests.
+    Uvicorn itself has a time limit only for connections that are idle between two requests, and a connection that it
+    closes stays for as long as its client leaves bytes unread.
     """
 
     registry: Connections  # set in a subclass for each server
 
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """The client has connected."""
@@ -86,12 +91,15 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """The answer is on its way; perhaps the next request is here already."""
         super().on_response_complete()
-        if not self.transport.is_closing() and self.cycle is not None and self.cycle.response_complete:
+        if self.transport.is_closing():
+            self._expect_reading()
+        elif self.cycle is not None and self.cycle.response_complete:
             self.registry.wait(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop_timer()
+        self._stop_stall()
         self.registry.leave(self)
         super().connection_lost(exc)
 
@@ -100,7 +108,25 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self.transport.close()
         self.registry.leave(self)
-        self.loop.call_later(self.registry.limits.stall_timeout_s, self.transport.abort)
+        self._expect_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is sent bytes."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        if not self.transport.is_closing():
+            self._stop_stall()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP request: said in the same form as every other error."""
+        body = pydantic_core.to_json(error_body(f"{msg} Check its head.", kind="invalid_request_error"))
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        self.drop()
 
     def timeout_keep_alive_handler(self) -> None:
         """No next request has come after the last one."""
@@ -110,6 +136,15 @@ class Connection(H11Protocol):
     def _expect_head(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(self.registry.limits.header_timeout_s, self.drop)
+
+    def _expect_reading(self) -> None:
+        if self._stall is None:
+            self._stall = self.loop.call_later(self.registry.limits.stall_timeout_s, self.transport.abort)
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

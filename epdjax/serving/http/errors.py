@@ -104,7 +104,8 @@ def install_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow") or "another method"
             if request.method == "OPTIONS":
-                return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
+                allowed += ", HEAD, OPTIONS" if "GET" in allowed else ", OPTIONS"
+                return Response(status_code=204, headers={"allow": allowed})
             message, code = f"{path!r} does not take {method}; use {allowed}", "method_not_allowed"
         body = error_body(message, kind="invalid_request_error", code=code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)

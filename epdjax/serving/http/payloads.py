@@ -9,6 +9,8 @@ import re
 import secrets
 from collections.abc import Iterator
 
+import pydantic_core
+
 from epdjax.serving.errors import TooLong
 from epdjax.serving.media.parts import TextBounds
 from epdjax.serving.media.sources import DataURL
@@ -18,7 +20,7 @@ LEAST = 4096  # bytes of base64 that are worth the trouble
 
 # The beginnings of a data URL, and of what `input_audio` holds.
 _START = b'"data'
-_HEAD = re.compile(rb'"data(?::[^"\\,]{0,200};base64,|"[ \t\r\n]*:[ \t\r\n]*")')
+_HEAD = re.compile(rb'"data(?::(?:[^"\\,]|\\/){0,200};\s*base64,|"\s*:\s*")', re.IGNORECASE)
 
 BYTES_PER_CHARACTER = 6  # of JSON at most: \u0041
 BYTES_PER_PART = 512  # a message or part, its text and media left out
@@ -42,9 +44,13 @@ class Payloads:
         self._found: list[memoryview] = []
         view, done = memoryview(body), 0
         pieces: list[bytes | memoryview] = []
-        for start, end in _long_base64(body):
+        for start, end in _long_strings(body):
+            escaped = _find(body, b"\\", start, end) >= 0
+            base64 = _unescaped(view[start:end]) if escaped else view[start:end]
+            if base64 is None:
+                continue
             pieces += [view[done:start], f"{self._mark}{len(self._found)}".encode()]
-            self._found.append(view[start:end])
+            self._found.append(base64)
             done = end
         self.json = b"".join([*pieces, view[done:]]) if pieces else body
 
@@ -58,7 +64,10 @@ class Payloads:
         most = BYTES_PER_CHARACTER * bounds.characters + BYTES_PER_PART * bounds.parts + MOST_OTHER_BYTES
         values = bounds.characters + VALUES_PER_PART * bounds.parts + MOST_OTHER_VALUES
         if len(self.json) > most or sum(map(_values, _windows(self.json))) > values:
-            raise TooLong("the request's body has more text or values than its context could hold; shorten it")
+            raise TooLong(
+                "the request's body has more text or values than its context could hold; shorten it (media are not "
+                "counted where they are written as 'data:image/png;base64,...')"
+            )
 
     def url(self, text: str) -> str | DataURL:
         """What a client gave for media: a string as it is, or what its mark stands for."""
@@ -70,8 +79,8 @@ class Payloads:
         return str(self.url(text))
 
 
-def _long_base64(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """(start, end) of each long run of base64 that fills the rest of a string."""
+def _long_strings(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """(start, end) of what may be long base64: it fills the rest of a string."""
     at = 0
     while (at := _find(body, _START, at)) >= 0:
         head = _HEAD.match(body, at, at + 300)
@@ -81,10 +90,18 @@ def _long_base64(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
         end = _find(body, b'"', head.end())
         if end < 0:
             return
-        # A string with escapes is left to the parser.
-        if end - head.end() >= LEAST and _find(body, b"\\", head.end(), end) < 0:
+        if end - head.end() >= LEAST:
             yield head.end(), end
-            at = end + 1
+            at = end
+
+
+def _unescaped(data: memoryview) -> memoryview | None:
+    """What a string of JSON says in which characters are escaped (`/` by PHP, `+` by .NET); None if it is no base64, or
+    goes on behind a quote."""
+    try:
+        return memoryview(pydantic_core.from_json(b'"' + data + b'"').encode("ascii"))
+    except ValueError:
+        return None
 
 
 def _find(body: bytes | bytearray, what: bytes, start: int, end: int | None = None) -> int:

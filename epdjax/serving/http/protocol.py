@@ -4,6 +4,7 @@ A field is either used, or known to change nothing (`user`, `metadata`, ...), or
 ignored, so an answer is never something else than what was asked for.
 """
 
+import codecs
 import difflib
 from typing import Any
 
@@ -201,7 +202,7 @@ def parse_chat_request(json: bytes | bytearray) -> ChatRequest:
         InvalidRequest: not JSON, or not a chat request: one sentence that names the field.
     """
     try:
-        data = pydantic_core.from_json(json)
+        data = pydantic_core.from_json(json.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise InvalidRequest(
             f"the request's body is not valid JSON: {error}; check its quotes, commas and encoding"

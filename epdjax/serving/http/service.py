@@ -6,17 +6,19 @@ import time
 from epdjax.serving.fair_threads import FairThreads
 from epdjax.serving.http.engine import Engine
 from epdjax.serving.http.gate import Gate
+from epdjax.serving.interpreter import FreedMemory
 
-PARSERS = 2
+PARSERS = 3
 
 
 @dataclasses.dataclass
 class Service:
-    """The engine, who is being served, and the threads that parse large bodies."""
+    """The engine, who is being served, the threads that parse large bodies, and what these leave behind."""
 
     llm: Engine
     gate: Gate
     parsers: FairThreads
+    freed: FreedMemory
     created: int
     closed: bool = False
 
@@ -24,7 +26,7 @@ class Service:
     def of(cls, llm: Engine) -> "Service":
         """A service around an engine."""
         parsers = FairThreads("epdjax-json", PARSERS, llm.limits.max_active_requests, "requests wait to be parsed")
-        return cls(llm, Gate(llm.limits), parsers, int(time.time()))
+        return cls(llm, Gate(llm.limits), parsers, FreedMemory(), int(time.time()))
 
     async def close(self, timeout_s: float) -> bool:
         """Lets what is running finish, then ends the engine; whether everything finished in time.

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive
 
 from epdjax.serving.budget import Share
 from epdjax.serving.http.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
@@ -21,14 +21,15 @@ class ClientGone(Exception):
 
 
 class Incoming:
-    """The messages of one request (ASGI's `receive`), remembering whether its body has come to its end."""
+    """The messages of one request (ASGI's `receive`), remembering whether its body was begun and has ended."""
 
     def __init__(self, receive: Receive):
         self._receive = receive
-        self.complete = False
+        self.begun = self.complete = False
 
     async def __call__(self) -> Message:
         """The next message."""
+        self.begun = True
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self.complete = True
@@ -50,23 +51,6 @@ def check_json(headers: Headers) -> None:
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # Insisting on it also keeps other web sites' forms from using a server in reach of the browser.
         raise UnsupportedMediaType("send the request with the header 'Content-Type: application/json'")
-
-
-def patient(send: Send, stall_timeout_s: float) -> Send:
-    """ASGI's `send`, which waits for a slow reader, but not for ever.
-
-    Raises:
-        ClientGone: nothing was read for so long.
-    """
-
-    async def send_within(message: Message) -> None:
-        try:
-            async with asyncio.timeout(stall_timeout_s):
-                await send(message)
-        except OSError:  # a TimeoutError is one, and so is what a server raises when the client has left
-            raise ClientGone from None
-
-    return send_within
 
 
 async def read_body(receive: Receive, content_length: str | None, limits: ServingLimits, held: Share) -> bytearray:
@@ -100,7 +84,7 @@ async def read_body(receive: Receive, content_length: str | None, limits: Servin
         ) from None
     if max(announced, len(body)) > limits.max_body_bytes:
         raise BodyTooLarge(
-            f"the request's body is larger than {limits.max_body_bytes} bytes; send fewer or smaller pictures"
+            f"the request's body is larger than {limits.max_body_bytes} bytes; send fewer or smaller media"
         )
     return body
 
@@ -130,8 +114,10 @@ async def _wait_gone(receive: Receive) -> None:
         pass
 
 
-async def linger(incoming: Incoming, most: int) -> None:
+async def linger(incoming: Incoming, headers: Headers, most: int) -> None:
     """Drops (some of) a body nobody wants: closing under a client that sends could lose the answer that says why."""
+    if not incoming.begun and headers.get("expect", "").lower() == "100-continue":
+        return  # it waits for a word before it sends anything
     dropped = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):

@@ -17,7 +17,15 @@ from epdjax.serving.media.sources import CLIP, Reserve, no_reserve, read
 
 FORMATS = "WAV, MP3, FLAC, OGG or M4A"
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # of sound files; beyond them a small file becomes a large clip
-FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}  # of FFmpeg's sample formats
+FULL_SCALE = {
+    "u8": 2.0**7,
+    "s16": 2.0**15,
+    "s32": 2.0**31,
+    "s64": 2.0**63,
+    "flt": 1.0,
+    "dbl": 1.0,
+}  # of FFmpeg's sample formats
+RESERVE_S = 60.0  # of sound, whose room is asked for at a time
 PIECE = 2**16  # samples that are resampled in one go
 
 
@@ -37,7 +45,7 @@ def load_audio(
         limits: what is allowed.
         rate: samples per second.
         deadline: `time.monotonic()` at which to give up downloading and decoding.
-        reserve: told of the bytes of the longest clip there may be.
+        reserve: told of the bytes of its samples, minute by minute.
 
     Returns:
         One channel, the mean of those there are, resampled by FFmpeg where the rate differs.
@@ -51,10 +59,9 @@ def load_audio(
     elif isinstance(source, tuple) and len(source) == 2:
         pieces = _pieces(*source)
     else:
-        reserve(4 * int(limits.max_audio_seconds * rate))
         data = read(named_path(source), CLIP, limits, deadline)
         pieces = (piece for link in _links(data) for piece in _decode(link, deadline))
-    samples = _Resampler(rate, limits, deadline).all(pieces)
+    samples = _Resampler(rate, limits, deadline, reserve).all(pieces)
     if not len(samples):
         raise MediaError("the clip has no sound; send one of at least a few hundredths of a second")
     return Audio(samples, rate)
@@ -67,8 +74,9 @@ Piece = tuple[np.ndarray, int]
 class _Resampler:
     """Brings pieces of sound to one rate, and checks what it is given before it makes more of it."""
 
-    def __init__(self, rate: int, limits: ServingLimits, deadline: float):
-        self._rate, self._limits, self._deadline = rate, limits, deadline
+    def __init__(self, rate: int, limits: ServingLimits, deadline: float, reserve: Reserve):
+        self._rate, self._limits, self._deadline, self._reserve = rate, limits, deadline, reserve
+        self._reserved_s = 0.0
         self._filter: av.AudioResampler | None = None
         self._from = rate
         self._seconds = 0.0
@@ -89,11 +97,14 @@ class _Resampler:
             )
         # While it goes: a small file can hold hours of silence.
         self._seconds += len(samples) / rate
-        if self._seconds > self._limits.max_audio_seconds:
+        if self._seconds > self._limits.max_audio_seconds + 1e-6:  # what many small pieces are off in floating point
             raise MediaError(
                 f"the clip is longer than {self._limits.max_audio_seconds:g} seconds; send a shorter one, or cut it "
                 "into several"
             )
+        if self._seconds > self._reserved_s:
+            self._reserved_s += RESERVE_S
+            self._reserve(int(4 * RESERVE_S * self._rate))
         if not np.isfinite(samples).all():
             raise MediaError("the clip has samples that are not numbers; send a sound file")
         if len(samples) and np.abs(samples).max() > LOUDEST:

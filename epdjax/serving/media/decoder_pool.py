@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 COMMAND = ("-m", "epdjax.serving.media.decoder_process")
 SLOW_S = 1.0  # from then on a file counts as slow
 Sampler = Callable[[int, float], np.ndarray]
+ReserveBy = Callable[[int, float], None]
+"""(bytes, ``time.monotonic()`` to wait until): takes room for media about to be decoded, or raises Overloaded."""
 
 
 class DecoderPool:
@@ -87,7 +89,7 @@ class DecoderPool:
         source: str | DataURL | bytes,
         *,
         deadline: float,
-        reserve: Callable[[int], None],
+        reserve: ReserveBy,
         sample: Sampler | None = None,
         rate: int = 0,
     ) -> Image.Image | Video | Audio:
@@ -97,12 +99,12 @@ class DecoderPool:
             kind: what it has to be.
             source: a data URL, or the bytes of the file.
             deadline: ``time.monotonic()`` at which to give it up.
-            reserve: called with the bytes that its pixels or samples will take, before they are there; may raise.
+            reserve: called with the bytes that its pixels or samples will take, before they are there.
             sample: for a video, which frames to keep. rate: for sound, samples per second.
 
         Raises:
             MediaError: it is broken, too large or too slow.
-            Overloaded: every place is taken until the deadline, or `reserve` says so.
+            Overloaded: every place is taken until the deadline, or there is no room by then.
             ServiceUnavailable: the pool is closed.
         """
         if not self._turns.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -238,7 +240,7 @@ def _converse(
     message: dict[str, Any],
     source: str | DataURL | bytes,
     deadline: float,
-    reserve: Callable[[int], None],
+    reserve: ReserveBy,
     sample: Sampler | None,
     kind: Kind,
 ) -> Image.Image | Video | Audio:
@@ -261,7 +263,7 @@ def _converse(
             finally:
                 os.close(descriptor)
         if "reserve" in answer:
-            reserve(int(answer["reserve"]))
+            _reserve(reserve, int(answer["reserve"]), turn, deadline)
             wire.send({}, deadline=deadline)
         elif "frames" in answer and sample is not None:
             wire.send({"indices": _indices(sample, answer, kind)}, deadline=deadline)
@@ -272,6 +274,19 @@ def _converse(
             raise PreprocessingFailed(f"the server failed to decode the {kind.noun}; its log has the reason")
         else:
             raise Closed
+
+
+def _reserve(reserve: ReserveBy, size: int, turn: _Turn, deadline: float) -> None:
+    """Wait for room, with a turn for a second and then as a slow file."""
+    while not turn.is_slow:
+        try:
+            reserve(size, min(deadline, time.monotonic() + SLOW_S))
+            return
+        except Overloaded:
+            if time.monotonic() >= deadline:
+                raise
+            turn.become_slow()
+    reserve(size, deadline)
 
 
 def _pieces(source: str | DataURL | bytes) -> list[bytes | memoryview]:

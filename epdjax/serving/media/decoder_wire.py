@@ -40,7 +40,9 @@ class Wire:
             rest = (_LENGTH.pack(len(payload)) + payload)[sent:]
             if rest:
                 self._socket.sendall(rest)
-        except (BrokenPipeError, ConnectionError):
+        except TimeoutError:
+            raise
+        except OSError:
             raise Closed from None
         finally:
             if descriptor is not None:
@@ -53,10 +55,12 @@ class Wire:
             TimeoutError: it has not come by `deadline`.
             Closed: the other side has ended, or sends what is no message.
         """
-        self._limit(deadline)
         try:
+            self._limit(deadline)
             head, descriptors, _, _ = socket.recv_fds(self._socket, _LENGTH.size, 1)
-        except ConnectionError:
+        except TimeoutError:
+            raise
+        except OSError:
             raise Closed from None
         descriptor = descriptors[0] if descriptors else None
         try:
@@ -72,15 +76,22 @@ class Wire:
         except BaseException as error:
             if descriptor is not None:
                 os.close(descriptor)
-            if isinstance(error, (ValueError, ConnectionError)):
+            if isinstance(error, (ValueError, OSError)) and not isinstance(error, TimeoutError):
                 raise Closed from None
             raise
         return message, descriptor
 
     def has_message(self, until: float) -> bool:
-        """Waits for the beginning of a message, or for the other side's end; whether it came by `until`."""
+        """Waits for the beginning of a message, or for the other side's end; whether it came by `until`.
+
+        Raises:
+            Closed: this end was closed.
+        """
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        try:
+            poll.register(self._socket, select.POLLIN)
+        except (OSError, ValueError):
+            raise Closed from None
         return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Media parts of messages to decoded media: fetched, decoded in another process, and counted."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from epdjax.models.media import Audio, Video
 from epdjax.serving.errors import MediaError, RequestError
 from epdjax.serving.limits import ServingLimits
 from epdjax.serving.media.audio import load_audio
-from epdjax.serving.media.decoder_pool import DecoderPool
+from epdjax.serving.media.decoder_pool import DecoderPool, ReserveBy
 from epdjax.serving.media.given import named_path
 from epdjax.serving.media.images import load_image
 from epdjax.serving.media.parts import MediaPart
@@ -66,7 +66,7 @@ class MediaLoader:
         self._pool, self._limits, self._needs, self._deadline = pool, limits, needs, deadline
         self._pixels_left = limits.max_request_pixels
 
-    def load(self, part: MediaPart, reserve: Callable[[int], None]) -> Media:
+    def load(self, part: MediaPart, reserve: ReserveBy) -> Media:
         """Decode one part, whose data are here.
 
         Args:
@@ -80,18 +80,19 @@ class MediaLoader:
             self._spend(media)
             return media
 
-    def _decode(self, part: MediaPart, reserve: Callable[[int], None]) -> Media:
+    def _decode(self, part: MediaPart, reserve: ReserveBy) -> Media:
         needs, source, limits = self._needs, part.source, self._limits
         if isinstance(source, (str, DataURL, bytes, bytearray, memoryview)):
             data = source if isinstance(source, (str, DataURL)) else bytes(source)
             hooks: dict[str, Any] = {"sample": needs.sample_frames} if part.kind == "video" else {}
             hooks |= {"rate": needs.sampling_rate} if part.kind == "audio" else {}
             return self._pool.load(part.noun, data, deadline=self._deadline, reserve=reserve, **hooks)
+        # Decoded already: its pixels are there, and are the caller's.
         if part.kind == "image":
-            return load_image(source, limits, deadline=self._deadline, reserve=reserve)
+            return load_image(source, limits, deadline=self._deadline)
         if part.kind == "audio":
-            return load_audio(source, limits, needs.sampling_rate, deadline=self._deadline, reserve=reserve)
-        return load_video(source, limits, needs.sample_frames, deadline=self._deadline, reserve=reserve)
+            return load_audio(source, limits, needs.sampling_rate, deadline=self._deadline)
+        return load_video(source, limits, needs.sample_frames, deadline=self._deadline)
 
     def _spend(self, media: Media) -> None:
         """Count the pixels of a request's pictures and frames."""

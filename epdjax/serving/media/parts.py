@@ -61,6 +61,8 @@ def split_messages(
         TooLong: more text than could fit the model's context.
         MediaError: more media than are allowed.
     """
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise InvalidRequest(f"messages must be a list of messages, not {type(messages).__name__}", param="messages")
     _check_texts(messages, bounds)
     plain, media = [], []
     for i, message in enumerate(messages):
@@ -81,13 +83,17 @@ def split_messages(
 
 
 def check_text(text: str, bounds: TextBounds, param: str) -> None:
-    """Refuse a text that cannot fit the context, by its characters alone.
+    """Refuse a text that cannot fit the context, by its characters alone, or that is none.
 
     Raises:
         TooLong: says how many there may be.
+        InvalidRequest: says what it is.
     """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a prompt must be a text, not {type(text).__name__}", param=param)
     if len(text) > bounds.characters:
         raise _too_many(len(text), bounds, param)
+    _check_whole(text, param)
 
 
 def _check_texts(messages: Sequence[Mapping[str, Any]], bounds: TextBounds) -> None:
@@ -104,9 +110,21 @@ def _check_texts(messages: Sequence[Mapping[str, Any]], bounds: TextBounds) -> N
             )
         for piece in pieces:
             text = piece.get("text") if isinstance(piece, Mapping) else piece
-            characters += len(text) if isinstance(text, str) else 0
+            if isinstance(text, str):
+                characters += len(text)
+                if characters <= bounds.characters:
+                    _check_whole(text, "messages")
     if characters > bounds.characters:
         raise _too_many(characters, bounds, "messages")
+
+
+def _check_whole(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "the text has half of a character in it (a lone surrogate); leave it out", param=param
+        ) from None
 
 
 def _too_many(characters: int, bounds: TextBounds, param: str) -> TooLong:

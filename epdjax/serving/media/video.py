@@ -44,7 +44,7 @@ def load_video(
         limits: what is allowed.
         sample: which frames to keep.
         deadline: `time.monotonic()` at which to give up downloading and decoding.
-        reserve: told of the bytes of each frame that is kept.
+        reserve: told of the bytes of all frames that are kept.
 
     Returns:
         The frames as they are to be shown, turned as the file says, with times that count from the first frame.
@@ -70,7 +70,7 @@ def load_video(
         wanted = {
             shown[index] for index in _wanted(sample, len(shown), float(clock.rate), limits) if index < len(shown)
         }
-        found = _decode(data, wanted, clock, limits, deadline, reserve)
+        found = _decode(data, wanted, clock, limits, deadline, no_reserve)
     if not found.kept:
         raise MediaError(f"the video has no frames that can be decoded; send the whole file, as {FORMATS}")
     frames, seconds = zip(*(found.kept[index] for index in sorted(found.kept)))
@@ -205,7 +205,8 @@ def _decode(
                 if index not in wanted:
                     continue
                 check_size(frame.width, frame.height, VIDEO, limits)
-                reserve(3 * frame.width * frame.height)
+                if size is None:  # all others are brought to its size
+                    reserve(3 * frame.width * frame.height * len(wanted))
                 pixels = _pixels(frame, size)
                 size = pixels.shape
                 found.kept[index] = pixels, clock.seconds(frame.pts, index)

@@ -1,5 +1,6 @@
 """What one client, or many, can make the server hold: never more than its limits say."""
 
+import contextlib
 import socket
 from typing import Any
 
@@ -83,7 +84,34 @@ def test_a_client_that_does_not_read() -> None:
     with running(engine) as server, connect(server) as idle:
         idle.sendall(head(len(body)) + body)
         eventually(lambda: len(engine.closed_early) == 1)
-        eventually(lambda: server.service.gate.active == 0)
+        eventually(lambda: server.service.gate.active == 0 and len(server.connections) == 0)
+
+
+def test_a_client_that_reads_nothing_on_any_path() -> None:
+    with running(ScriptedEngine(ServingLimits(stall_timeout_s=0.3, max_connections=1))) as server:
+        with connect(server) as idle:
+            idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            idle.settimeout(0.2)
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    idle.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+            eventually(lambda: len(server.connections) == 0)
+        assert httpx.get(server.url + "/live").status_code == 200
+
+
+def test_a_client_that_waits_for_a_word_is_refused_at_once() -> None:
+    with running(ScriptedEngine()) as server, connect(server) as client:
+        start = head(100).replace(b"application/json", b"text/plain").removesuffix(b"\r\n")
+        client.sendall(start + b"Expect: 100-continue\r\n\r\n")
+        client.settimeout(4)  # the server would wait five seconds for a body
+        assert client.recv(65536).startswith(b"HTTP/1.1 415")
+
+
+def test_what_is_no_http_gets_an_error_of_the_usual_form() -> None:
+    with running(ScriptedEngine()) as server, connect(server) as client:
+        client.sendall(b"hello there\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 400") and b'"error"' in answer and b"application/json" in answer
 
 
 def test_a_client_that_does_not_read_an_answer_in_one_piece() -> None:

@@ -76,10 +76,18 @@ def test_a_text_that_looks_like_media_stays_a_text() -> None:
     assert messages[0]["content"] == url and messages[2]["content"][0]["text"] == url
 
 
-def test_strings_with_escapes_are_left_to_the_parser() -> None:
-    body = json.dumps(user(image("data:image/png;base64," + LONG))).replace("/", "\\/").encode()
-    messages, found = read(body)
-    assert not found._found and messages[0]["content"][0]["image_url"] == "data:image/png;base64," + LONG
+@pytest.mark.parametrize(("character", "escaped"), [("/", "\\/"), ("+", "\\u002B"), ("a", "\\u0061")])
+def test_characters_that_other_languages_escape(character: str, escaped: str) -> None:
+    url = "data:image/png;base64," + LONG
+    body = json.dumps(user(image(url), {"type": "text", "text": "x"})).replace(url, url.replace(character, escaped))
+    if character == "a":  # not in the head: nobody escapes letters there
+        body = body.replace("d\\u0061t\\u0061:im\\u0061ge/png;b\\u0061se64,", "data:image/png;base64,")
+    messages, found = read(body.encode())
+    assert len(found._found) == 1 and str(messages[0]["content"][0]["image_url"]) == url
+
+
+def test_a_byte_order_mark_is_no_error() -> None:
+    assert read(b"\xef\xbb\xbf" + json.dumps(user({"type": "text", "text": "a"})).encode())[0]
 
 
 strings = st.sampled_from(

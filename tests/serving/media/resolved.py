@@ -20,7 +20,8 @@ class InProcess:
     def __init__(self, limits: ServingLimits):
         self._limits = limits
 
-    def load(self, kind: Kind, source: Any, *, sample: Any = None, rate: int = 0, **hooks: Any) -> Any:
+    def load(self, kind: Kind, source: Any, *, deadline: float, reserve: Any, sample: Any = None, rate: int = 0) -> Any:
+        hooks = {"deadline": deadline}
         if kind.mime == "image":
             return load_image(source, self._limits, **hooks)
         if kind.mime == "audio":
@@ -44,7 +45,7 @@ def resolve_messages(
     needs = needs or Pictures()
     plain, media = split_messages(messages, limits, BOUNDS, needs.placeholders)
     loader = MediaLoader(InProcess(limits), limits, needs, deadline=float("inf"))  # type: ignore[arg-type]
-    decoded = iter([loader.load(fetched(part, limits, float("inf")), lambda size: None) for part in media])
+    decoded = iter([loader.load(fetched(part, limits, float("inf")), lambda size, until: None) for part in media])
     for message in plain:
         if isinstance(message["content"], list):
             for part in message["content"]:

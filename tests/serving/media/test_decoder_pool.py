@@ -43,8 +43,18 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+class Reserved:
+    """What was asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, size: int, until: float) -> None:
+        self.sizes.append(size)
+
+
 def load(pool: DecoderPool, words: str, seconds: float = LONG, **more: Any) -> Any:
-    settings: dict[str, Any] = {"reserve": lambda size: None, **more}
+    settings: dict[str, Any] = {"reserve": lambda size, until: None, **more}
     return pool.load(PICTURE, words.encode(), deadline=time.monotonic() + seconds, **settings)
 
 
@@ -63,7 +73,7 @@ def test_what_goes_wrong_costs_its_own_file(
     odd: DecoderPool, kind: Kind, words: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        odd.load(kind, words.encode(), deadline=time.monotonic() + LONG, reserve=lambda size: None)
+        odd.load(kind, words.encode(), deadline=time.monotonic() + LONG, reserve=lambda size, until: None)
     assert "secret" not in str(caught.value)
     assert load(odd, "ok").getpixel((0, 0)) == (1, 2, 3)
     assert len(odd.processes) == 1
@@ -106,15 +116,15 @@ def test_a_child_that_was_killed_while_idle_is_replaced(odd: DecoderPool) -> Non
 
 
 def test_memory_is_asked_for_before_it_is_taken(odd: DecoderPool) -> None:
-    asked: list[int] = []
-    load(odd, "reserve 1000", reserve=asked.append)
-    assert asked == [1000]
+    asked = Reserved()
+    load(odd, "reserve 1000", reserve=asked)
+    assert asked.sizes == [1000]
 
-    def full(size: int) -> None:
+    def full(size: int, until: float) -> None:
         raise Overloaded("no room", retry_after_s=1)
 
     with pytest.raises(Overloaded, match="no room"):
-        load(odd, "reserve 1000", reserve=full)
+        load(odd, "reserve 1000", seconds=1.0, reserve=full)
     assert load(odd, "ok").size == (3, 2)
 
 
@@ -176,11 +186,11 @@ def pool() -> Iterator[DecoderPool]:
 def test_a_picture_comes_back_to_the_bit(pool: DecoderPool) -> None:
     noise = picture(37, 53)
     pixels = np.asarray(noise)
-    reserved: list[int] = []
+    reserved = Reserved()
     for source in (encoded(noise), data_url(encoded(noise))):
-        decoded = pool.load(PICTURE, source, deadline=time.monotonic() + LONG, reserve=reserved.append)
+        decoded = pool.load(PICTURE, source, deadline=time.monotonic() + LONG, reserve=reserved)
         assert np.array_equal(np.asarray(decoded), pixels)
-    assert reserved == [pixels.nbytes] * 2
+    assert reserved.sizes == [pixels.nbytes] * 2
 
 
 def test_a_video_comes_back_with_the_frames_that_were_asked_for(pool: DecoderPool) -> None:
@@ -190,18 +200,22 @@ def test_a_video_comes_back_with_the_frames_that_were_asked_for(pool: DecoderPoo
         seen.append((frames, fps))
         return np.array([0, frames - 1])
 
-    reserved: list[int] = []
+    reserved = Reserved()
     video = pool.load(
-        VIDEO, film(frames=8, fps=4), deadline=time.monotonic() + LONG, reserve=reserved.append, sample=sample
+        VIDEO,
+        film(frames=8, fps=4),
+        deadline=time.monotonic() + LONG,
+        reserve=reserved,
+        sample=sample,
     )
     assert isinstance(video, Video) and seen == [(8, 4.0)]
     assert len(video.frames) == 2 and video.timestamps_s.tolist() == [0.0, 1.75] and video.source_frames == 8
-    assert sum(reserved) >= video.frames.nbytes
+    assert reserved.sizes == [video.frames.nbytes]
 
 
 def test_sound_comes_back_to_the_bit(pool: DecoderPool) -> None:
     samples = tone(0.1)
-    clip = pool.load(CLIP, wav(samples), deadline=time.monotonic() + LONG, reserve=lambda size: None, rate=16000)
+    clip = pool.load(CLIP, wav(samples), deadline=time.monotonic() + LONG, reserve=lambda size, until: None, rate=16000)
     assert isinstance(clip, Audio) and clip.rate == 16000 and len(clip.samples) == 1600
 
 
@@ -211,12 +225,12 @@ def test_nothing_is_left_of_what_was_decoded(pool: DecoderPool) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    pool.load(PICTURE, file, deadline=time.monotonic() + LONG, reserve=lambda size: None)
+    pool.load(PICTURE, file, deadline=time.monotonic() + LONG, reserve=lambda size, until: None)
     before = descriptors()
     for _ in range(20):
-        pool.load(PICTURE, file, deadline=time.monotonic() + LONG, reserve=lambda size: None)
+        pool.load(PICTURE, file, deadline=time.monotonic() + LONG, reserve=lambda size, until: None)
         with pytest.raises(MediaError):
-            pool.load(PICTURE, file[:100], deadline=time.monotonic() + LONG, reserve=lambda size: None)
+            pool.load(PICTURE, file[:100], deadline=time.monotonic() + LONG, reserve=lambda size, until: None)
     assert descriptors() == before
 
 
