@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from epdjax.serving.growing import GrowingText
 from epdjax.serving.token_decoder import TextStream, TokenDecoder
 
 
@@ -9,6 +10,8 @@ class Detokenizer:
     """The text of one answer as its tokens arrive. A token costs the same however long the answer is.
 
     Attributes:
+        shown: what may be shown: whole characters that no later token changes, and nothing that could still turn out to
+            begin a stop string.
         stopped: a stop string has appeared; the text ends before it.
     """
 
@@ -21,7 +24,7 @@ class Detokenizer:
         self._stream = TextStream(decoder)
         self._stop = tuple(stop)
         self._longest = max((len(s) for s in stop), default=0)
-        self._shown: list[str] = []
+        self.shown = GrowingText()
         self._held = ""  # certain, but could still turn out to begin a stop string
         self._last = ""  # of what is held and of the run of bytes behind it: as much as can begin a stop string
         self._look = True
@@ -29,11 +32,8 @@ class Detokenizer:
 
     @property
     def text(self) -> str:
-        """What may be shown: whole characters that no later token changes, and nothing that could still turn out to
-        begin a stop string. Put together when it is asked for; `push` and `finish` say what is added to it."""
-        if len(self._shown) > 1:
-            self._shown = ["".join(self._shown)]
-        return self._shown[0] if self._shown else ""
+        """All that may be shown, put together when it is asked for."""
+        return str(self.shown.view())
 
     @property
     def begun(self) -> bool:
@@ -77,8 +77,7 @@ class Detokenizer:
         return self._show(text[:shown])
 
     def _show(self, text: str) -> str:
-        if text:
-            self._shown.append(text)
+        self.shown.append(text)
         return text
 
     def _to_hold(self, text: str) -> int:

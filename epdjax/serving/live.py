@@ -12,7 +12,7 @@ from epdjax.models.media import EncodeUnit, MediaItem, Prompt
 from epdjax.serving.content import ContentKeys
 from epdjax.serving.detokenize import Detokenizer
 from epdjax.serving.errors import RequestError, TooLong
-from epdjax.serving.growing import GrowingText, Prefix
+from epdjax.serving.growing import Prefix
 from epdjax.serving.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprob
 from epdjax.serving.params import SamplingParams
 from epdjax.serving.request import RequestSpec
@@ -55,8 +55,8 @@ class LiveRequest:
         settings: what its rows always say, see `rows.settings_of`.
         stop_token_ids: tokens that end the answer.
         index: the number of this answer among those to the same prompt.
-        tokens: the answer so far. logprobs: those of its tokens, where asked for. text: what of it may be shown. Views
-            of them go out with each token, so they only ever grow.
+        tokens: the answer so far. logprobs: those of its tokens, where asked for. Views of them, and of the text that
+            the detokenizer shows, go out with each token: they only ever grow.
         followers: requests that enter when this one has its first token, to find its prompt's KV.
         cached_tokens: of the prompt, those whose KV was there already.
         placed: the MM blocks that ``mm_rows`` was filled in for.
@@ -76,7 +76,6 @@ class LiveRequest:
     index: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
-    text: GrowingText = dataclasses.field(default_factory=GrowingText)
     followers: list["LiveRequest"] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
     placed: tuple[tuple[int, ...], ...] | None = None
@@ -213,16 +212,16 @@ class LiveRequest:
             self.logprobs.append(self.token_bytes.logprob(token, sampled.logprobs, row, self.params.logprobs, first))
         if token in self.stop_token_ids:
             return True
-        self.text.append(self.detokenizer.push(token, look=len(self.tokens) > self.params.min_tokens))
+        self.detokenizer.push(token, look=len(self.tokens) > self.params.min_tokens)
         return self.detokenizer.stopped
 
     def finish(self) -> None:
         """No more tokens come."""
-        self.text.append(self.detokenizer.finish())
+        self.detokenizer.finish()
 
     def output(self, reason: FinishReason | None) -> RequestOutput:
         """A snapshot of the answer. While it goes on it costs the same however long that is; the last one is whole."""
-        text, tokens, logprobs = self.text.view(), Prefix(self.tokens), Prefix(self.logprobs)
+        text, tokens, logprobs = self.detokenizer.shown.view(), Prefix(self.tokens), Prefix(self.logprobs)
         shown = None if self.params.logprobs is None else logprobs
         answer = CompletionOutput(self.index, text, tokens, None, shown)
         if reason is not None:

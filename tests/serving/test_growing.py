@@ -81,7 +81,11 @@ class Pieces:
     stopped = False
     begun = True
 
+    def __init__(self) -> None:
+        self.shown = GrowingText()
+
     def push(self, token_id: int, look: bool = True) -> str:
+        self.shown.append("ab ")
         return "ab "
 
     def finish(self) -> str:
@@ -115,7 +119,8 @@ def answer(name: str, index: int, params: SamplingParams, sink: Any) -> LiveRequ
         index,
     )
     request.tokens, request.logprobs = Counted(), Counted()
-    request.text._pieces, request.text._ends = Counted(), Counted()
+    shown = request.detokenizer.shown
+    shown._pieces, shown._ends = Counted(), Counted()
     return request
 
 
