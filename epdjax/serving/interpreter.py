@@ -35,16 +35,18 @@ class FreedMemory:
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
-        self._given_back_at = -self.PERIOD_S
 
     def give_back_after(self, size: int) -> None:
-        """Do so after work that took `size` bytes, if that is much, and once a second at most; from any thread."""
-        if size < self.LARGE_BYTES or not self._one_at_a_time.acquire(blocking=False):
-            return
+        """Do so after work that took `size` bytes, if that is much, and once a second at most. Returns at once: it takes
+        tens of milliseconds, on a thread of its own."""
+        if size >= self.LARGE_BYTES and self._one_at_a_time.acquire(blocking=False):
+            threading.Thread(target=self._give_back, name="epdjax-trim", daemon=True).start()
+
+    def _give_back(self) -> None:
         try:
-            if time.monotonic() - self._given_back_at >= self.PERIOD_S:
-                with contextlib.suppress(AttributeError, OSError):
-                    ctypes.CDLL(None).malloc_trim(0)
-                self._given_back_at = time.monotonic()
+            # Whoever is at the end of the work still holds some of it; and another may follow at once.
+            time.sleep(self.PERIOD_S)
+            with contextlib.suppress(AttributeError, OSError):
+                ctypes.CDLL(None).malloc_trim(0)
         finally:
             self._one_at_a_time.release()

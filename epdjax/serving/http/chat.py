@@ -48,6 +48,7 @@ class ChatExchange(Response):
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._started = False
+        self._body_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the exchange (ASGI)."""
@@ -62,6 +63,8 @@ class ChatExchange(Response):
         except Exception:
             log.exception("%s failed", self._id)
             await self._fail(internal_error_response(), internal_error_body(), scope, incoming, send)
+        finally:
+            self._service.freed.give_back_after(self._body_bytes)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -70,6 +73,7 @@ class ChatExchange(Response):
         with contextlib.ExitStack() as stack:
             held = stack.enter_context(self._service.gate.bodies.share())
             body = await read_body(receive, headers.get("content-length"), limits, held)
+            self._body_bytes = len(body)
             # The body's share of the buffer goes back once its pictures are decoded, not when the answer ends.
             work = self._answer(body, held.release, scope, receive, send)
             del body
@@ -79,13 +83,12 @@ class ChatExchange(Response):
         self, body: bytearray, release: Callable[[], None], scope: Scope, receive: Receive, send: Send
     ) -> None:
         client = client_of(dict(scope))
-        asked, size = await self._read(body, client), len(body)
+        asked = await self._read(body, client)
         del body
         request, params, urgency = asked.request, asked.params, asked.urgency
         prepared = await self._service.llm.prepare(asked.messages, client)
         del asked
         release()
-        self._service.freed.give_back_after(size)
         model = self._service.llm.model_name
         async with aclosing(self._outputs(prepared, params, urgency)) as outputs:
             del prepared
