@@ -37,7 +37,7 @@ class FreedMemory:
         self._one_at_a_time = threading.Lock()
 
     def give_back_after(self, size: int) -> None:
-        """Do so after work that took `size` bytes, if that is much, and once a second at most. Returns at once: it takes
+        """Do so after work that took `size` bytes, if that is much, once a second at most. Returns at once: it takes
         tens of milliseconds, on a thread of its own."""
         if size >= self.LARGE_BYTES and self._one_at_a_time.acquire(blocking=False):
             threading.Thread(target=self._give_back, name="epdjax-trim", daemon=True).start()
