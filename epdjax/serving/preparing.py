@@ -6,8 +6,11 @@ none waits for another.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,6 +62,8 @@ class Preparer:
         self.bounds = text_bounds(processor, limits, max_model_len)
         self.decoders = DecoderPool(limits, workers)
         self._decoded = ByteBudget(limits.max_decoded_bytes, "pictures, videos and clips")
+        # Large media are cut on all cores but one, which is for serving (on two cores, on one).
+        self._cutting = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) - 1))
         self._freed = FreedMemory()
         self._downloaded = ByteBudget(limits.max_buffered_bytes, "downloads")
         waiting = limits.max_waiting_media
@@ -130,7 +135,8 @@ class Preparer:
     def _item(self, loader: MediaLoader, part: MediaPart, context: MediaContext) -> MediaItem:
         with self._decoded.share() as held:
             media = loader.load(part, lambda size, until: held.add(COPIES[part.kind] * size, until))
-            item = self._processor.prepare(part.kind, media, context)
+            with self._cutting if held.size >= FreedMemory.LARGE_BYTES else contextlib.nullcontext():
+                item = self._processor.prepare(part.kind, media, context)
             size = held.size
         self._freed.give_back_after(size)
         return item
