@@ -261,11 +261,15 @@ class Ledger:
     def has_turn(self, request: Request) -> bool:
         """Whether `request`, prefilled elsewhere, may start decoding here now: there is room, also for what the
         sequences here take next, and no prompt of this instance's own that goes before it waits for the room."""
-        need = self.start_blocks(request) + len(self.running)
-        if need > self.pools["kv"].available or not self.pools["slot"].available:
+        if not self.has_room(request):
             return False
         first = self.prefill_queue.first_waiting()
         return first is None or request.ranks["D"] < first.ranks["D"]
+
+    def has_room(self, request: Request) -> bool:
+        """Whether there is a slot, and KV blocks for a request's context and for what the sequences here take next."""
+        need = self.start_blocks(request) + len(self.running)
+        return need <= self.pools["kv"].available and bool(self.pools["slot"].available)
 
     @property
     def patience_s(self) -> float:

@@ -84,6 +84,10 @@ class KVMoves:
         first = next((r for r in self.queue if r.state is State.MOVE_QUEUED), None)
         return first is not None and first.ranks["D"] < request.ranks["D"]
 
+    def first_waiting(self) -> Request | None:
+        """The first sequence that waits for room on a D instance."""
+        return next((r for r in self.queue if r.state is State.MOVE_QUEUED and r.d_name is None), None)
+
     def displace(self, request: Request, source: Ledger) -> bool:
         """Move a sequence that was being decoded on `source` to another instance; False where none has room."""
         siblings = [d for d in self._decoders() if d is not source and d.has_turn(request)]

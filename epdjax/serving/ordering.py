@@ -19,6 +19,7 @@ class Ordering:
 
     def __init__(self, setting: str, requests: Mapping[str, Request]):
         chosen = per_stage(setting, tuple(ORDERS), "order")
+        self.decodes_fairly = chosen["D"] == "fair"
         self._orders = {role: ORDERS[name]() for role, name in chosen.items()}
         self._requests = requests
 

@@ -34,6 +34,7 @@ from epdjax.serving.request import Request, RequestSpec, State
 from epdjax.serving.role_changes import RoleChanges
 from epdjax.serving.service_times import ServiceTimes
 from epdjax.serving.work import Chunk, Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
+from epdjax.serving.yielding import Yielding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Scheduler:
         )
         self._prefilling = PrefillStage(work_ids, self.moves)
         self._decoding = DecodeStage(work_ids, self.departures.pause)
+        self._yielding = Yielding(self.instances, self.moves, self.departures.pause, self.departures.send_back)
         self.meter = LoadMeter(self)
 
     def ledger(self, spec: InstanceSpec) -> Ledger:
@@ -290,6 +292,8 @@ class Scheduler:
             self.roles.evacuate()
             self.encoding.find_homes()
             self.entry.admit()
+            if self._ordering.decodes_fairly:
+                self._yielding.make_room()
             works += [self._begin(work, now) for work in self.encoding.moves()]
             works += [self._begin(work, now) for work in self.moves.next_moves()]
             for ledger in self.instances.values():

@@ -16,6 +16,7 @@ from epdjax.serving.request import RequestSpec
 from epdjax.serving.work import Decode, Encode, MoveKV, MoveMM, Prefill, Work, request_ids
 from tests.serving.scheduling import BUCKETS, make_instance, make_scheduler
 
+ORDERS = ("fcfs", "fair")
 LAYOUTS = ["EPD", "E P D", "E PD", "EP D", "E E P P D D", "EPD EPD", "E P PD", "EP P D", "E EP P PD D", "E P ED"]
 ROLES = ["E", "P", "D", "EP", "PD", "ED", "EPD", ""]
 
@@ -72,9 +73,9 @@ class Memory:
 class Machine(RuleBasedStateMachine):
     """Devices finish work in order, lane by lane; everything else comes at random."""
 
-    @initialize(layout=st.sampled_from(LAYOUTS))
-    def begin(self, layout: str) -> None:
-        self.scheduler = make_scheduler(layout, max_requests=12, max_queued_units=40)
+    @initialize(layout=st.sampled_from(LAYOUTS), order=st.sampled_from(ORDERS))
+    def begin(self, layout: str, order: str) -> None:
+        self.scheduler = make_scheduler(layout, max_requests=12, max_queued_units=40, order=order)
         self.lanes: dict[tuple[str, str], collections.deque[Work]] = {}
         self.now = 0.0
         self.serial = 0
@@ -137,6 +138,7 @@ class Machine(RuleBasedStateMachine):
             if text == 2
             else (),
             priority=priority,
+            client="aaab"[self.serial % 4],
         )
         try:
             self.scheduler.add(spec, self.now)
@@ -353,11 +355,11 @@ class Machine(RuleBasedStateMachine):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from(LAYOUTS))
-def test_busy_walks(random: Random, layout: str) -> None:
+@given(st.randoms(use_true_random=False), st.sampled_from(LAYOUTS), st.sampled_from(ORDERS))
+def test_busy_walks(random: Random, layout: str, order: str) -> None:
     """The same rules in the proportions of a busy server: pools are full most of the time, whatever else happens."""
     machine = Machine()
-    machine.begin(layout)
+    machine.begin(layout, order)
 
     def pick() -> int:
         return random.randrange(100)
