@@ -46,8 +46,10 @@ class Yielding:
                 self._for(prompt, ledger)
 
     def _for(self, request: Request, ledger: Ledger) -> None:
+        if ledger.has_room(request):
+            return
         holders = [holder for holder in ledger.kv_holders.values() if holder is not request]
-        if ledger.has_room(request) or any(_is_leaving(holder) for holder in holders):
+        if any(map(_is_leaving, holders)):
             return
         places = collections.Counter(holder.spec.client for holder in holders)
         mine = places[request.spec.client]
