@@ -21,7 +21,8 @@ def test_running_answers_are_timed_alone_and_beside_others(tmp_path: Path) -> No
 
     pace = asyncio.run(run())
     for gaps in (pace.alone, pace.beside):
-        assert gaps.tokens > 10 and 0 < gaps.p50 <= gaps.p99 <= gaps.longest < 30
+        # On a loaded machine more than half of the tokens may come together with the one before.
+        assert gaps.tokens > 10 and 0 <= gaps.p50 <= gaps.p99 <= gaps.longest < 30 and gaps.longest > 0
     assert pace.prompts >= 1 and pace.pictures >= 1
     assert pace.prompt_s > 0 and pace.picture_s > 0
     assert pace.prompt_tokens == pytest.approx(300, abs=10)
